@@ -1,0 +1,2 @@
+//! The `zoo` command.
+fn main() {}

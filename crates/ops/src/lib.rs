@@ -1,0 +1,2 @@
+//! Differentiable operators on feature maps, for candle.
+pub mod rng;
