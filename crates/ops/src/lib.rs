@@ -1,2 +1,48 @@
 //! Differentiable operators on feature maps, for candle.
+//!
+//! Stock candle cannot train a classic CNN: some of its gradients are wrong and several operators have none.
+//! This crate supplies operators that are right, each with two paths behind one function:
+//!
+//! * a **reference** (`<op>/reference.rs`), composed of candle's own sound differentiable operations. It runs
+//!   on every device and in f64, and is what the tests trust;
+//! * a **CPU path** (`<op>/cpu.rs`) for f32 and bf16, on `gemm` and rayon.
+//!
+//! [`dispatch::path`] chooses between them. All operators take and give a [`FeatureMap`]; parameters are
+//! ordinary candle tensors in PyTorch's shapes.
+//!
+//! Under bf16 the activations are bf16 while parameters stay f32: a kernel rounds weights to bf16 as it reads
+//! them, accumulates in f32 and rounds once when it stores.
+
+pub mod activation;
+pub mod avg_pool;
+pub mod batch_norm;
+pub mod channels;
+pub mod conv2d;
+pub mod dispatch;
+pub mod dropout;
+mod element;
+mod feature_map;
+pub mod loss;
+pub mod lrn;
+pub mod max_pool;
+mod parallel;
 pub mod rng;
+pub mod sgd;
+mod simd;
+mod taps;
+pub mod trace;
+mod window;
+
+pub use activation::{Activation, activation};
+pub use avg_pool::{adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, subsample2d};
+pub use batch_norm::{BatchNorm, batch_norm};
+pub use channels::{add, channel_shuffle, concat, flatten, pad_channels, split};
+pub use conv2d::{Conv2dConfig, conv2d, linear};
+pub use dispatch::with_reference;
+pub use dropout::{drop_path, dropout};
+pub use feature_map::FeatureMap;
+pub use loss::{Targets, cross_entropy, mse};
+pub use lrn::{LocalResponseNorm, local_response_norm};
+pub use max_pool::max_pool2d;
+pub use parallel::set_threads;
+pub use window::Window2d;

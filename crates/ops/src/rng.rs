@@ -86,7 +86,10 @@ mod tests {
         assert!((mean - 1.0).abs() < 0.02, "{mean}");
         let resumed = Noise::new(7);
         resumed.set_calls(1);
-        assert_eq!(resumed.keep_mask(&[100, 100], 0.8, &Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?, second);
+        assert_eq!(
+            resumed.keep_mask(&[100, 100], 0.8, &Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?,
+            second
+        );
         Ok(())
     }
 }

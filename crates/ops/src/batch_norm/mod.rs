@@ -1,0 +1,114 @@
+//! Batch normalisation with an optional residual and activation in the same pass.
+
+mod cpu;
+mod reference;
+
+use crate::FeatureMap;
+use crate::activation::Activation;
+use crate::dispatch::{Path, path};
+use crate::feature_map::View;
+use crate::trace::Step;
+use candle_core::{DType, Result, Tensor, Var, bail};
+
+/// The parameters and running statistics of a batch normalisation over `c` channels, all of shape [c] (Ioffe
+/// and Szegedy, arXiv 1502.03167).
+#[derive(Debug, Clone)]
+pub struct BatchNorm {
+    /// Scale γ; `None` is 1.
+    pub weight: Option<Tensor>,
+    /// Shift β; `None` is 0.
+    pub bias: Option<Tensor>,
+    /// Running mean.
+    pub running_mean: Var,
+    /// Running variance; the unbiased one, as PyTorch keeps it.
+    pub running_var: Var,
+    /// Added to the variance.
+    pub eps: f64,
+    /// Weight of the new statistics in the running ones, in PyTorch's sense (its default is 0.1).
+    pub momentum: f64,
+}
+
+/// `activation(γ · (xs - mean) / √(var + eps) + β + residual)`.
+///
+/// With `train`, mean and variance are the batch's and the running statistics move towards them; otherwise
+/// they are the running ones. Differentiable in `xs`, γ, β and `residual` either way. Statistics are in f32,
+/// summed in a fixed order.
+///
+/// # Errors
+/// If channels or the residual's dimensions do not fit, or `train` has a single value per channel.
+pub fn batch_norm(
+    xs: &FeatureMap,
+    norm: &BatchNorm,
+    residual: Option<&FeatureMap>,
+    activation: Activation,
+    train: bool,
+) -> Result<FeatureMap> {
+    let (n, h, w, c) = xs.dims();
+    if norm.running_mean.dims() != [c] {
+        bail!("batch_norm: {:?} running means for a map of {c} channels", norm.running_mean.dims());
+    }
+    if let Some(residual) = residual
+        && residual.dims() != xs.dims()
+    {
+        bail!("batch_norm: residual {:?} on a map of {:?} (n, h, w, c)", residual.dims(), xs.dims());
+    }
+    let stored = match xs.view() {
+        View::Stored(stored) => stored,
+        View::Traced(t) => return Ok(traced(t, norm, residual, activation)),
+    };
+    if train && n * h * w == 1 {
+        bail!("batch_norm: training needs more than one value per channel, found a map of {n}x{h}x{w}");
+    }
+    let residual = match residual.map(FeatureMap::view) {
+        Some(View::Stored(residual)) => Some(residual),
+        Some(View::Traced(_)) => bail!("batch_norm: the residual is traced and the input is not"),
+        None => None,
+    };
+    let (ys, statistics) = match path(stored) {
+        Path::Reference => reference::batch_norm(stored, norm, residual, activation, train)?,
+        Path::Cpu => cpu::batch_norm(stored, norm, residual, activation, train)?,
+    };
+    if let Some((mean, var)) = statistics {
+        let count = (n * h * w) as f64;
+        update(&norm.running_mean, &mean, norm.momentum)?;
+        update(&norm.running_var, &(var * (count / (count - 1.0)))?, norm.momentum)?;
+    }
+    Ok(FeatureMap::stored(ys))
+}
+
+fn update(running: &Var, new: &Tensor, momentum: f64) -> Result<()> {
+    let new = new.detach().to_dtype(running.dtype())?;
+    running.set(&((running.as_detached_tensor() * (1.0 - momentum))? + (new * momentum)?)?)
+}
+
+fn traced(
+    t: &crate::trace::Traced,
+    norm: &BatchNorm,
+    residual: Option<&FeatureMap>,
+    activation: Activation,
+) -> FeatureMap {
+    let params = |p: &Option<Tensor>| p.as_ref().map_or(0, Tensor::elem_count);
+    let step = Step { params: params(&norm.weight) + params(&norm.bias), ..Step::new("batch_norm") };
+    let mut out = t.step(t.dims, step);
+    if let Some(View::Traced(r)) = residual.map(FeatureMap::view) {
+        out = out.join(std::iter::once(r)).step(t.dims, Step::new("add"));
+    }
+    if activation != Activation::Identity {
+        out = out.step(t.dims, Step::new(activation.kind()));
+    }
+    FeatureMap::from_traced(out)
+}
+
+/// γ and β as one differentiable tensor [2, c] in `dtype`.
+fn affine(norm: &BatchNorm, dtype: DType) -> Result<Tensor> {
+    let mean = norm.running_mean.as_tensor();
+    let weight = match &norm.weight {
+        Some(weight) => weight.to_dtype(dtype)?,
+        None => Tensor::ones(mean.shape(), dtype, mean.device())?,
+    };
+    let bias = match &norm.bias {
+        Some(bias) => bias.to_dtype(dtype)?,
+        None => Tensor::zeros(mean.shape(), dtype, mean.device())?,
+    };
+    Tensor::stack(&[weight, bias], 0)
+}

@@ -1,0 +1,79 @@
+//! The one place where a path or an instruction set is chosen.
+
+use candle_core::{DType, Device, Tensor};
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+/// The implementation that an operator takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// Composed of candle's own operations.
+    Reference,
+    /// The kernels of this crate for f32 and bf16 on the CPU.
+    Cpu,
+}
+
+thread_local! {
+    static REFERENCE_ONLY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f` with every operator called from this thread on its reference path.
+pub fn with_reference<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            REFERENCE_ONLY.set(self.0);
+        }
+    }
+    let _restore = Restore(REFERENCE_ONLY.replace(true));
+    f()
+}
+
+/// The path for an operator whose activations are `xs`.
+pub fn path(xs: &Tensor) -> Path {
+    let kernels = matches!(xs.device(), Device::Cpu) && matches!(xs.dtype(), DType::F32 | DType::BF16);
+    if kernels && !REFERENCE_ONLY.get() { Path::Cpu } else { Path::Reference }
+}
+
+/// The instruction sets that the CPU kernels are compiled for, worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum InstructionSet {
+    /// What every machine of this architecture has.
+    Portable,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+/// The best instruction set of this machine, or a lower one named by the environment variable
+/// `ZOO_INSTRUCTION_SET` (`portable`, `avx2`, `avx512`).
+pub fn instruction_set() -> InstructionSet {
+    static CHOICE: OnceLock<InstructionSet> = OnceLock::new();
+    *CHOICE.get_or_init(|| {
+        let best = detect();
+        let limit = match std::env::var("ZOO_INSTRUCTION_SET").as_deref() {
+            Ok("portable") => InstructionSet::Portable,
+            Ok("avx2") => InstructionSet::Avx2,
+            _ => InstructionSet::Avx512,
+        };
+        best.min(limit)
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> InstructionSet {
+    use std::arch::is_x86_feature_detected as has;
+    if !(has!("avx2") && has!("fma")) {
+        InstructionSet::Portable
+    } else if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
+        InstructionSet::Avx512
+    } else {
+        InstructionSet::Avx2
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> InstructionSet {
+    InstructionSet::Portable
+}

@@ -1,0 +1,58 @@
+//! How CPU kernels share work: always in pieces whose size does not depend on the number of threads, so that
+//! sums are formed in the same order whatever that number is.
+
+use rayon::prelude::*;
+use std::cell::Cell;
+
+/// Uses `threads` threads for all CPU computation of this process, candle's own included. Must be called
+/// before the first tensor operation.
+///
+/// # Errors
+/// If the thread pool exists already.
+pub fn set_threads(threads: usize) -> candle_core::Result<()> {
+    let threads = threads.max(1).to_string();
+    #[expect(unsafe_code, reason = "candle reads its thread count from the environment only")]
+    // SAFETY: the contract above: called at the start of the program, before other threads exist.
+    unsafe {
+        std::env::set_var("RAYON_NUM_THREADS", &threads);
+        std::env::set_var("CANDLE_NUM_THREADS", &threads);
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.parse().unwrap_or(1))
+        .build_global()
+        .map_err(candle_core::Error::wrap)
+}
+
+/// Writes `out` in pieces of `chunk` elements in parallel: `f(index, piece)`.
+pub(crate) fn chunks<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
+    if chunk == 0 || out.is_empty() {
+        return;
+    }
+    out.par_chunks_mut(chunk).enumerate().for_each(|(i, piece)| f(i, piece));
+}
+
+/// Runs `f` for each index below `n` in parallel and collects the results in the order of the indices.
+pub(crate) fn map<R: Send>(n: usize, f: impl Fn(usize) -> R + Sync + Send) -> Vec<R> {
+    (0..n).into_par_iter().map(f).collect()
+}
+
+/// An output buffer whose every element the caller writes.
+pub(crate) fn buffer<T: Clone + Default>(len: usize) -> Vec<T> {
+    vec![T::default(); len]
+}
+
+/// Lends `f` a buffer of `len` floats with arbitrary contents, kept by the thread from call to call so that
+/// kernels do not fault in fresh pages each time.
+pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    thread_local! {
+        static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    }
+    // Taken out while in use, so that a nested call gets a buffer of its own.
+    let mut scratch = SCRATCH.take();
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
+    }
+    let result = f(&mut scratch[..len]);
+    SCRATCH.set(scratch);
+    result
+}

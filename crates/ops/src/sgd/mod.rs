@@ -1,0 +1,48 @@
+//! One step of stochastic gradient descent on one parameter, in place.
+
+mod cpu;
+
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
+
+/// The constants of one step, in PyTorch's convention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sgd {
+    /// Learning rate.
+    pub lr: f64,
+    /// Share of the previous direction that is kept.
+    pub momentum: f64,
+    /// Whether to step along the direction one momentum step ahead.
+    pub nesterov: bool,
+    /// Multiple of the parameter that is added to its gradient.
+    pub weight_decay: f64,
+}
+
+/// Applies `torch.optim.SGD`'s update with dampening 0:
+/// `g = gradient + weight_decay · p`, `velocity = momentum · velocity + g`,
+/// `p -= lr · (nesterov ? g + momentum · velocity : velocity)`.
+///
+/// A velocity of zeros at the start gives PyTorch's first step. All three tensors have one shape; `parameter`
+/// and `velocity` one dtype.
+///
+/// # Errors
+/// If shapes differ.
+pub fn sgd_step(parameter: &Var, velocity: &Var, gradient: &Tensor, step: &Sgd) -> Result<()> {
+    if parameter.dims() != gradient.dims() || parameter.dims() != velocity.dims() {
+        bail!(
+            "sgd: a parameter of shape {:?} with a gradient of {:?} and a velocity of {:?}",
+            parameter.dims(),
+            gradient.dims(),
+            velocity.dims()
+        );
+    }
+    let gradient = gradient.detach().to_dtype(parameter.dtype())?.contiguous()?;
+    if matches!(parameter.device(), Device::Cpu) && parameter.dtype() == DType::F32 {
+        return cpu::step(parameter, velocity, &gradient, step);
+    }
+    let p = parameter.as_detached_tensor();
+    let g = if step.weight_decay == 0.0 { gradient } else { (gradient + (&p * step.weight_decay)?)? };
+    let v = ((velocity.as_detached_tensor() * step.momentum)? + &g)?;
+    let direction = if step.nesterov { (g + (&v * step.momentum)?)? } else { v.clone() };
+    velocity.set(&v)?;
+    parameter.set(&(p - (direction * step.lr)?)?)
+}
