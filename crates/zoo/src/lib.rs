@@ -1,1 +1,15 @@
-//! (under construction)
+//! The classic convolutional networks, under the names and parameter keys their published weights have.
+//!
+//! A [`Model`] is built from a candle-nn `VarBuilder` and is a candle-nn `ModuleT` from images [n, c, h, w] to
+//! logits [n, classes], so candle's losses and optimizers work on it. [`Params`] is a `VarBuilder` back end
+//! that draws initial values from a seed.
+
+pub mod layers;
+mod model;
+pub mod models;
+mod params;
+mod registry;
+
+pub use model::{Config, Model, Network, Stem};
+pub use params::Params;
+pub use registry::{Spec, find, list, registry};

@@ -1,0 +1,171 @@
+//! Layers: an operator with its parameters. Their constructors say how parameters are initialised, and their
+//! `forward` puts the layer's path on a traced map.
+
+use candle_core::{Result, Var};
+use candle_nn::init::{FanInOut, NonLinearity, NormalOrUniform};
+use candle_nn::{Init, VarBuilder};
+use zoo_ops::{Activation, Conv2dConfig, FeatureMap};
+
+/// Kaiming's normal initialisation by fan-out with ReLU's gain, as torchvision's ResNet has it.
+pub const KAIMING_FAN_OUT: Init =
+    Init::Kaiming { dist: NormalOrUniform::Normal, fan: FanInOut::FanOut, non_linearity: NonLinearity::ReLU };
+
+/// Kaiming's normal initialisation by fan-in with ReLU's gain (arXiv 1502.01852).
+pub const KAIMING_FAN_IN: Init =
+    Init::Kaiming { dist: NormalOrUniform::Normal, fan: FanInOut::FanIn, non_linearity: NonLinearity::ReLU };
+
+/// PyTorch's default for the weights of convolutions and linear layers: uniform within ±1/√fan_in.
+pub const PYTORCH_DEFAULT: Init = Init::Kaiming {
+    dist: NormalOrUniform::Uniform,
+    fan: FanInOut::FanIn,
+    // gain · √3 / √fan_in is the bound; PyTorch's is 1 / √fan_in.
+    non_linearity: NonLinearity::ExplicitGain(0.577_350_269_189_625_8),
+};
+
+/// PyTorch's default for biases: uniform within ±1/√fan_in of the layer.
+fn bias_init(fan_in: usize) -> Init {
+    let bound = 1.0 / (fan_in as f64).sqrt();
+    Init::Uniform { lo: -bound, up: bound }
+}
+
+/// A convolution with its weight [c_out, c_in / groups, kh, kw] and optional bias [c_out].
+#[derive(Debug)]
+pub struct Conv2d {
+    name: String,
+    weight: candle_core::Tensor,
+    bias: Option<candle_core::Tensor>,
+    config: Conv2dConfig,
+}
+
+impl Conv2d {
+    /// Without a bias, its weight drawn by `init`. `kernel` is (height, width).
+    ///
+    /// # Errors
+    /// If `vb` lacks the parameters or has them in other shapes.
+    pub fn new(
+        c_in: usize,
+        c_out: usize,
+        kernel: (usize, usize),
+        config: Conv2dConfig,
+        init: Init,
+        vb: VarBuilder<'_>,
+    ) -> Result<Self> {
+        let shape = (c_out, c_in / config.groups.max(1), kernel.0, kernel.1);
+        let weight = vb.get_with_hints(shape, "weight", init)?;
+        Ok(Self { name: vb.prefix(), weight, bias: None, config })
+    }
+
+    /// With a bias, both drawn as PyTorch's `nn.Conv2d` draws them.
+    ///
+    /// # Errors
+    /// If `vb` lacks the parameters or has them in other shapes.
+    pub fn with_bias(
+        c_in: usize,
+        c_out: usize,
+        kernel: (usize, usize),
+        config: Conv2dConfig,
+        vb: VarBuilder<'_>,
+    ) -> Result<Self> {
+        let fan_in = c_in / config.groups.max(1) * kernel.0 * kernel.1;
+        let bias = vb.get_with_hints(c_out, "bias", bias_init(fan_in))?;
+        let conv = Self::new(c_in, c_out, kernel, config, PYTORCH_DEFAULT, vb)?;
+        Ok(Self { bias: Some(bias), ..conv })
+    }
+
+    /// (n, h, w, c_in) to (n, h_out, w_out, c_out).
+    ///
+    /// # Errors
+    /// If the map does not fit.
+    pub fn forward(&self, xs: &FeatureMap) -> Result<FeatureMap> {
+        let ys = zoo_ops::conv2d(xs, &self.weight, self.bias.as_ref(), &self.config)?;
+        Ok(ys.named(&self.name))
+    }
+}
+
+/// Batch normalisation with γ, β and running statistics, PyTorch's eps 1e-5 and momentum 0.1.
+#[derive(Debug)]
+pub struct BatchNorm2d {
+    name: String,
+    norm: zoo_ops::BatchNorm,
+}
+
+impl BatchNorm2d {
+    /// γ 1, β 0.
+    ///
+    /// # Errors
+    /// If `vb` lacks the parameters or has them in other shapes.
+    pub fn new(channels: usize, vb: VarBuilder<'_>) -> Result<Self> {
+        // From a `VarMap` or `Params` these are the variables themselves, so a checkpoint sees the updates.
+        let running =
+            |name, value| Var::from_tensor(&vb.get_with_hints(channels, name, Init::Const(value))?);
+        Ok(Self {
+            norm: zoo_ops::BatchNorm {
+                weight: Some(vb.get_with_hints(channels, "weight", Init::Const(1.0))?),
+                bias: Some(vb.get_with_hints(channels, "bias", Init::Const(0.0))?),
+                running_mean: running("running_mean", 0.0)?,
+                running_var: running("running_var", 1.0)?,
+                eps: 1e-5,
+                momentum: 0.1,
+            },
+            name: vb.prefix(),
+        })
+    }
+
+    /// `activation(norm(xs))`.
+    ///
+    /// # Errors
+    /// If the map does not fit.
+    pub fn forward(&self, xs: &FeatureMap, activation: Activation, train: bool) -> Result<FeatureMap> {
+        Ok(zoo_ops::batch_norm(xs, &self.norm, None, activation, train)?.named(&self.name))
+    }
+
+    /// `activation(norm(xs) + residual)`.
+    ///
+    /// # Errors
+    /// If the maps do not fit.
+    pub fn forward_residual(
+        &self,
+        xs: &FeatureMap,
+        residual: &FeatureMap,
+        activation: Activation,
+        train: bool,
+    ) -> Result<FeatureMap> {
+        Ok(zoo_ops::batch_norm(xs, &self.norm, Some(residual), activation, train)?.named(&self.name))
+    }
+}
+
+/// A fully connected layer with weight [c_out, c_in] and bias [c_out], on maps of 1×1 pixels.
+#[derive(Debug)]
+pub struct Linear {
+    name: String,
+    weight: candle_core::Tensor,
+    bias: candle_core::Tensor,
+}
+
+impl Linear {
+    /// Drawn as PyTorch's `nn.Linear` draws them.
+    ///
+    /// # Errors
+    /// If `vb` lacks the parameters or has them in other shapes.
+    pub fn new(c_in: usize, c_out: usize, vb: VarBuilder<'_>) -> Result<Self> {
+        Self::with_init(c_in, c_out, PYTORCH_DEFAULT, vb)
+    }
+
+    /// The weight drawn by `init`, the bias as PyTorch draws it.
+    ///
+    /// # Errors
+    /// If `vb` lacks the parameters or has them in other shapes.
+    pub fn with_init(c_in: usize, c_out: usize, init: Init, vb: VarBuilder<'_>) -> Result<Self> {
+        let weight = vb.get_with_hints((c_out, c_in), "weight", init)?;
+        let bias = vb.get_with_hints(c_out, "bias", bias_init(c_in))?;
+        Ok(Self { name: vb.prefix(), weight, bias })
+    }
+
+    /// (n, 1, 1, c_in) to (n, 1, 1, c_out).
+    ///
+    /// # Errors
+    /// If the map does not fit.
+    pub fn forward(&self, xs: &FeatureMap) -> Result<FeatureMap> {
+        Ok(zoo_ops::linear(xs, &self.weight, Some(&self.bias))?.named(&self.name))
+    }
+}

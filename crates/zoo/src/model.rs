@@ -1,0 +1,127 @@
+//! What every network has in common: how it is configured, built and called.
+
+use crate::registry::{Spec, find};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_nn::{ModuleT, VarBuilder};
+use zoo_ops::FeatureMap;
+use zoo_ops::rng::Noise;
+use zoo_ops::trace::Row;
+
+/// The first layers of a network that has a form for small images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stem {
+    /// [`Stem::Cifar`] for images of at most 64 pixels, else [`Stem::ImageNet`].
+    #[default]
+    Auto,
+    /// Full resolution: a 3×3 convolution with stride 1 and no pooling.
+    Cifar,
+    /// As published for 224 pixels.
+    ImageNet,
+}
+
+/// What a network is built for.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Classes of the head.
+    pub num_classes: usize,
+    /// Channels of the input images.
+    pub in_chans: usize,
+    /// Height and width of the input images. Fully convolutional networks take other sizes too.
+    pub image_size: (usize, usize),
+    /// Probability of dropout, in networks that have it; `None` is the network's own default.
+    pub dropout: Option<f64>,
+    /// The first layers, in networks with a choice.
+    pub stem: Stem,
+    /// The source of dropout masks.
+    pub noise: Noise,
+}
+
+impl Config {
+    /// Whether to build the small-image form.
+    pub fn small_stem(&self) -> bool {
+        match self.stem {
+            Stem::Auto => self.image_size.0.max(self.image_size.1) <= 64,
+            Stem::Cifar => true,
+            Stem::ImageNet => false,
+        }
+    }
+}
+
+/// The layers of a network, from images to logits.
+pub trait Network: Send + Sync {
+    /// Maps `xs` (n, h, w, in_chans) to logits (n, 1, 1, num_classes). With `train`, batch-norm uses and
+    /// updates batch statistics and dropout is active.
+    ///
+    /// # Errors
+    /// If the images do not fit the network.
+    fn forward(&self, xs: &FeatureMap, train: bool) -> Result<FeatureMap>;
+}
+
+/// A network with its parameters.
+pub struct Model {
+    spec: &'static Spec,
+    config: Config,
+    network: Box<dyn Network>,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("name", &self.spec.name).field("config", &self.config).finish()
+    }
+}
+
+impl Model {
+    /// Builds the registered network `name`, with parameters from `vb`.
+    ///
+    /// # Errors
+    /// If there is no such network, the configuration does not fit it, or `vb` lacks a parameter.
+    pub fn new(name: &str, config: Config, vb: VarBuilder<'_>) -> Result<Self> {
+        let spec = find(name)?;
+        if config.num_classes == 0 || config.in_chans == 0 {
+            bail!("{name}: the numbers of classes and of input channels must be at least 1");
+        }
+        let network = (spec.build)(&config, vb)?;
+        Ok(Self { spec, config, network })
+    }
+
+    /// Logits [n, classes] in f32 of a batch of images.
+    ///
+    /// # Errors
+    /// If the images do not fit the network.
+    pub fn forward(&self, xs: &FeatureMap, train: bool) -> Result<Tensor> {
+        let (_, h, w, c) = xs.dims();
+        if c != self.config.in_chans {
+            bail!("{}: expected images of {} channels, found {c}", self.spec.name, self.config.in_chans);
+        }
+        let logits = self.network.forward(xs, train)?;
+        debug_assert_eq!(logits.dims().3, self.config.num_classes, "{h}x{w}");
+        logits.to_logits()
+    }
+
+    /// The registry entry.
+    pub fn spec(&self) -> &'static Spec {
+        self.spec
+    }
+
+    /// What the network was built for.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What each layer does to one image of the configured size, without computing anything.
+    ///
+    /// # Errors
+    /// If an image of that size does not fit the network.
+    pub fn trace(&self) -> Result<Vec<Row>> {
+        let (h, w) = self.config.image_size;
+        let (xs, trace) = FeatureMap::traced((1, h, w, self.config.in_chans), DType::F32, &Device::Cpu);
+        self.network.forward(&xs, false)?;
+        Ok(trace.rows())
+    }
+}
+
+impl ModuleT for Model {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward(&FeatureMap::from_nchw(xs)?, train)
+    }
+}

@@ -1,0 +1,115 @@
+//! The variables of a model: seeded initial values, a fixed order, and checked loading.
+
+use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
+use candle_nn::init::NormalOrUniform;
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+use rand::Rng;
+use rand_distr::{Distribution, StandardNormal};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The variables of a model by name, created as a model asks for them.
+///
+/// Initial values are a function of the seed and the parameter's name alone, in any order of creation. Clones
+/// share the variables.
+#[derive(Debug, Clone)]
+pub struct Params {
+    seed: u64,
+    vars: Arc<Mutex<BTreeMap<String, Var>>>,
+}
+
+impl Params {
+    /// No variables yet.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, vars: Arc::default() }
+    }
+
+    /// A `VarBuilder` that creates variables here, in f32.
+    pub fn var_builder(&self, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), DType::F32, device.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Var>> {
+        self.vars.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All variables, buffers included, sorted by name.
+    pub fn all(&self) -> Vec<(String, Var)> {
+        self.lock().iter().map(|(name, var)| (name.clone(), var.clone())).collect()
+    }
+
+    /// The parameters that training changes, sorted by name: all but running statistics.
+    pub fn trainable(&self) -> Vec<(String, Var)> {
+        let mut vars = self.all();
+        vars.retain(|(name, _)| !is_buffer(name));
+        vars
+    }
+
+    /// Names and shapes, sorted by name.
+    pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.lock().iter().map(|(name, var)| (name.clone(), var.dims().to_vec())).collect()
+    }
+}
+
+/// Whether a name is a buffer's: state that is saved but not trained.
+pub(crate) fn is_buffer(name: &str) -> bool {
+    name.ends_with("running_mean") || name.ends_with("running_var")
+}
+
+/// Initial values in row-major order.
+fn draw(seed: u64, name: &str, shape: &Shape, init: Init) -> Vec<f32> {
+    let mut rng = zoo_ops::rng::stream(seed, &format!("init {name}"), 0);
+    let n = shape.elem_count();
+    let mut normal = |mean: f64, stdev: f64| -> Vec<f32> {
+        (0..n)
+            .map(|_| {
+                let z: f64 = StandardNormal.sample(&mut rng);
+                (mean + stdev * z) as f32
+            })
+            .collect()
+    };
+    match init {
+        Init::Const(value) => vec![value as f32; n],
+        Init::Randn { mean, stdev } => normal(mean, stdev),
+        Init::Uniform { lo, up } => (0..n).map(|_| (lo + (up - lo) * rng.random::<f64>()) as f32).collect(),
+        Init::Kaiming { dist, fan, non_linearity } => {
+            let stdev = non_linearity.gain() / (fan.for_shape(shape) as f64).sqrt();
+            match dist {
+                NormalOrUniform::Normal => normal(0.0, stdev),
+                NormalOrUniform::Uniform => {
+                    let bound = 3f64.sqrt() * stdev;
+                    (0..n).map(|_| (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32).collect()
+                }
+            }
+        }
+    }
+}
+
+impl SimpleBackend for Params {
+    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let mut vars = self.lock();
+        if let Some(var) = vars.get(name) {
+            if var.shape() != &shape {
+                bail!("parameter {name} has shape {:?}, asked for as {shape:?}", var.shape());
+            }
+            return Ok(var.as_tensor().clone());
+        }
+        let values = draw(self.seed, name, &shape, init);
+        let var = Var::from_tensor(&Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)?;
+        let tensor = var.as_tensor().clone();
+        vars.insert(name.to_string(), var);
+        Ok(tensor)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        match self.lock().get(name) {
+            Some(var) => Ok(var.as_tensor().clone()),
+            None => bail!("there is no parameter {name}"),
+        }
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.lock().contains_key(name)
+    }
+}

@@ -1,0 +1,102 @@
+//! The table of models: one line per family here, one file per family in `models/`.
+
+use crate::model::{Config, Network};
+use crate::models;
+use candle_core::{Result, bail};
+use candle_nn::VarBuilder;
+use std::sync::OnceLock;
+
+/// Builds a network's layers.
+pub type Build = fn(&Config, VarBuilder<'_>) -> Result<Box<dyn Network>>;
+
+/// A registered model.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// Its family: the name of its source file and of its facts file.
+    pub family: &'static str,
+    /// Channels, height and width of the images it was published for.
+    pub input: [usize; 3],
+    /// Classes it was published for.
+    pub num_classes: usize,
+    /// Builds its layers.
+    pub build: Build,
+}
+
+/// One line per family.
+const FAMILIES: &[fn() -> Vec<Spec>] = &[models::lenet::specs];
+
+/// All models, sorted by family and then in the family's own order.
+pub fn registry() -> &'static [Spec] {
+    static ALL: OnceLock<Vec<Spec>> = OnceLock::new();
+    ALL.get_or_init(|| FAMILIES.iter().flat_map(|specs| specs()).collect())
+}
+
+/// The model of exactly this name.
+///
+/// # Errors
+/// If there is none; the message names the closest ones.
+pub fn find(name: &str) -> Result<&'static Spec> {
+    if let Some(spec) = registry().iter().find(|spec| spec.name == name) {
+        return Ok(spec);
+    }
+    let mut near: Vec<_> = registry().iter().map(|s| (edit_distance(name, s.name), s.name)).collect();
+    near.sort();
+    let near: Vec<_> = near.iter().take(3).map(|(_, name)| *name).collect();
+    bail!("unknown model '{name}'; closest are {} (`zoo list` shows all)", near.join(", "))
+}
+
+/// The models whose name matches a pattern in which `*` stands for any characters and `?` for one.
+pub fn list(pattern: &str) -> Vec<&'static Spec> {
+    registry().iter().filter(|spec| matches(pattern.as_bytes(), spec.name.as_bytes())).collect()
+}
+
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    match pattern.split_first() {
+        None => name.is_empty(),
+        Some((b'*', rest)) => (0..=name.len()).any(|skip| matches(rest, &name[skip..])),
+        Some((b'?', rest)) => !name.is_empty() && matches(rest, &name[1..]),
+        Some((c, rest)) => name.first() == Some(c) && matches(rest, &name[1..]),
+    }
+}
+
+/// Levenshtein's distance: insertions, deletions and replacements from one word to the other.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = registry().iter().map(|s| s.name).collect();
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    }
+
+    #[test]
+    fn wildcards() {
+        assert!(matches(b"lenet*", b"lenet5") && matches(b"*", b"") && matches(b"l?net5", b"lenet5"));
+        assert!(!matches(b"lenet", b"lenet5") && !matches(b"?", b""));
+    }
+
+    #[test]
+    fn unknown_names_are_answered_with_the_closest() {
+        let message = find("lenet_5").err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.contains("lenet5") && message.contains("lenet_5"), "{message}");
+    }
+}
