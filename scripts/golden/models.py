@@ -1,0 +1,233 @@
+"""Golden values of every model: writes crates/zoo/tests/golden/<model>.json.
+
+    python scripts/golden/models.py [NAME_PART ...]
+
+Weights and images follow formula.py; README.md lists the keys of a file. Everything is computed in f64. How far
+torch's own f32 is from it is printed, as a guide for tolerances.
+"""
+
+import sys
+
+import torch
+import torch.nn.functional as F
+
+import formula
+import nets
+
+NUM_CLASSES = 10
+
+# (model, [n, c, h, w] in eval mode, [n, c, h, w] in train mode, [n, c, h, w] of the gradients or None where they are
+# those of the forward in train mode). Gradients must keep clear of kinks (see `kink_margin`), and the deeper a
+# network, the smaller the images must be for that. From ResNet-34 on that leaves too little to normalise a batch
+# by, and the gradients are those in eval mode, with the running statistics.
+CASES = [
+    ("softmax", (3, 1, 28, 28), (3, 1, 28, 28), None),
+    ("mlp", (3, 1, 28, 28), (3, 1, 28, 28), None),
+    ("lenet5", (3, 1, 28, 28), (3, 1, 28, 28), None),
+    ("lenet5", (3, 3, 32, 32), (3, 3, 32, 32), None),
+    ("caffe_lenet", (3, 1, 28, 28), (3, 1, 28, 28), None),
+    *(
+        (f"cifar_resnet{depth}{option}", (3, 3, 32, 32), train, None)
+        for depth, option, train in (
+            (20, "", (3, 3, 32, 32)),
+            (20, "b", (3, 3, 32, 32)),
+            (32, "", (2, 3, 24, 24)),
+            (32, "b", (2, 3, 24, 24)),
+            (44, "", (2, 3, 16, 16)),
+            (44, "b", (2, 3, 16, 16)),
+            (56, "", (2, 3, 16, 16)),
+            (56, "b", (2, 3, 16, 16)),
+            (110, "", (2, 3, 12, 12)),
+            (110, "b", (2, 3, 8, 12)),
+        )
+    ),
+    ("resnet18", (3, 3, 32, 32), (2, 3, 16, 16), None),
+    *((f"resnet{depth}", (3, 3, 32, 32), (4, 3, 32, 32), (2, 3, 8, 8)) for depth in (34, 50, 101, 152)),
+    # Above 64 pixels ResNet has its ImageNet stem. Odd sides show rounding mistakes; the last maps are 4 x 3, 3 x 3.
+    ("resnet18", (2, 3, 97, 75), (2, 3, 67, 65), None),
+    ("resnet50", (2, 3, 97, 75), (2, 3, 97, 75), (1, 3, 67, 65)),
+]
+
+# The deepest networks have hundreds of parameters; a file of all their gradients would be large and say little
+# more than the first and last block of each stage.
+MAX_GRADS = 180
+
+# No ReLU or max-pool decides within this many times the rounding error of f32.
+MARGIN = 5
+
+
+def build(name, shape, dtype):
+    return formula.fill(nets.build(name, shape[1:], NUM_CLASSES), dtype)
+
+
+def forward(name, images, shape, dtype, train):
+    """The logits of `images`, and the running statistics afterwards."""
+    model = build(name, shape, dtype).train(train)
+    with torch.no_grad():
+        logits = model(formula.tensor(images, shape, dtype))
+    return logits, {k: v for k, v in formula.entries(model).items() if "running_" in k}
+
+
+def gradients(name, images, shape, dtype, train):
+    """Mean cross-entropy against targets 7 i mod classes, and its gradient in each parameter."""
+    model = build(name, shape, dtype).train(train)
+    loss = F.cross_entropy(model(formula.tensor(images, shape, dtype)), torch.arange(shape[0]) * 7 % NUM_CLASSES)
+    loss.backward()
+    return loss.item(), {k: p.grad for k, p in model.named_parameters()}
+
+
+def decisions(name, images, shape, dtype, train):
+    """What each ReLU and max-pool of a forward decides on: its distance from the kink, per element."""
+    distances = []
+    relu, max_pool2d = F.relu, F.max_pool2d
+
+    def spy_relu(xs, inplace=False):
+        distances.append(xs.clone())
+        return relu(xs)
+
+    def spy_max_pool2d(xs, kernel, stride=None, padding=0, dilation=1, **rest):
+        # Padding never wins, and a window that is zero throughout behind a ReLU decides nothing.
+        windows = F.unfold(F.pad(xs, (padding,) * 4, value=-1e30), kernel, stride=stride or kernel)
+        top = windows.view(xs.shape[0], xs.shape[1], kernel * kernel, -1).topk(2, dim=2).values
+        gap = top[:, :, 0] - top[:, :, 1]
+        distances.append(torch.where((gap == 0) | (gap > 1e20), torch.inf, gap))
+        return max_pool2d(xs, kernel, stride, padding, dilation, **rest)
+
+    F.relu, F.max_pool2d = spy_relu, spy_max_pool2d
+    try:
+        forward(name, images, shape, dtype, train)
+    finally:
+        F.relu, F.max_pool2d = relu, max_pool2d
+    return distances
+
+
+def kink_margin(name, images, shape, train):
+    """The smallest distance from a kink, in units of the error that f32 makes there.
+
+    An element within rounding of the kink of a ReLU or a max-pool falls on either side of it in f32, and a single
+    one moves most gradients of a deep network by a percent, whoever computes them.
+    """
+    exact = decisions(name, images, shape, torch.float64, train)
+    single = decisions(name, images, shape, torch.float32, train)
+    margin = float("inf")
+    for a, b in zip(exact, single):
+        finite = torch.isfinite(a) & torch.isfinite(b)
+        error = (a - b)[finite].square().mean().sqrt().item()
+        margin = min(margin, a[finite].abs().min().item() / error)
+    return margin
+
+
+def clear_images(name, shape, train):
+    """The first of "input", "input.1", "input.2", … whose images keep clear of kinks, and their margin."""
+    for attempt in range(200):
+        images = f"input.{attempt}" if attempt else "input"
+        margin = kink_margin(name, images, shape, train)
+        if margin >= MARGIN:
+            return images, margin
+    raise SystemExit(f"{name} at {shape}: no images keep clear of kinks; use smaller ones")
+
+
+def chosen(names):
+    """All names, or where they are many, those of the stem, the head and each stage's first and last block."""
+    if len(names) <= MAX_GRADS:
+        return names
+    blocks = {}
+    for name in names:
+        if name.startswith("layer"):
+            stage, block = name.split(".")[:2]
+            blocks.setdefault(stage, []).append(int(block))
+    edges = {(stage, b) for stage, indices in blocks.items() for b in (min(indices), max(indices))}
+
+    def keep(name):
+        parts = name.split(".")
+        return not name.startswith("layer") or (parts[0], int(parts[1])) in edges
+
+    return [name for name in names if keep(name)]
+
+
+def relative(a, b):
+    return ((a.double() - b).norm() / b.norm()).item()
+
+
+def file_name(name, shape, is_second):
+    if not is_second:
+        return f"{name}.json"
+    c, h, w = shape[1:]
+    return f"{name}_{c}x{h}.json" if h == w else f"{name}_{c}x{h}x{w}.json"
+
+
+def write_case(name, shape, train_shape, grad_shape, is_second):
+    train_grads = grad_shape is None
+    images, margin = clear_images(name, grad_shape or train_shape, train_grads)
+    train_images = images if train_grads else "input"
+
+    def compute(dtype):
+        logits, _ = forward(name, "input", shape, dtype, False)
+        train_logits, running = forward(name, train_images, train_shape, dtype, True)
+        return logits, train_logits, running, *gradients(name, images, grad_shape or train_shape, dtype, train_grads)
+
+    logits, train_logits, running, loss, grads = compute(torch.float64)
+    single = compute(torch.float32)
+    model = build(name, shape, torch.float64)
+    keys = formula.entries(model)
+    first = next(iter(keys))
+    document = {
+        "versions": formula.versions(),
+        "model": name,
+        "num_classes": NUM_CLASSES,
+        "input": shape,
+        "params": sum(p.numel() for p in model.parameters()),
+        "macs": nets.macs(model, shape[1:]),
+        "formula": {
+            "input": formula.uniform("input", shape).flatten()[:4].tolist(),
+            first: formula.state(first, tuple(keys[first].shape)).astype(float).flatten()[:4].tolist(),
+        },
+        "keys": [[k, list(v.shape)] for k, v in keys.items()],
+        "logits": logits.tolist(),
+        "train_input": train_shape,
+        "train_images": train_images,
+        "train_logits": train_logits.tolist(),
+    }
+    if running:
+        # First, middle and last normalisation.
+        layers = [k.removesuffix(".running_mean") for k in running if k.endswith(".running_mean")]
+        layers = [layers[0], layers[len(layers) // 2], layers[-1]]
+        statistics = [f"{layer}.{s}" for layer in layers for s in ("running_mean", "running_var")]
+        document["running"] = {k: formula.summary(k, running[k]) for k in statistics}
+    document |= {
+        "grad_mode": "train" if train_grads else "eval",
+        "grad_input": grad_shape or train_shape,
+        "grad_images": images,
+        "loss": loss,
+        "grads": {
+            k: formula.summary(k, grads[k]) | {"first": grads[k].flatten()[:3].tolist()} for k in chosen(list(grads))
+        },
+    }
+    path = formula.write(
+        f"crates/zoo/tests/golden/{file_name(name, shape, is_second)}",
+        document,
+        by_line=("logits", "train_logits", "keys", "grads", "running"),
+    )
+    running_error = max((relative(single[2][k], running[k]) for k in running), default=0)
+    print(
+        f"{path.name:24} {path.stat().st_size / 1024:4.1f} KiB  params {document['params']:>10,}"
+        f"  MACs {document['macs']:>13,}  |logits| {logits.abs().max():7.2g}  |train| {train_logits.abs().max():5.2g}"
+        f"  {images:9} margin {margin:5.1f}  f32 error: logits {relative(single[0], logits):.0e}"
+        f"  train {relative(single[1], train_logits):.0e}  running {running_error:.0e}"
+        f"  grads {max(relative(single[4][k], grads[k]) for k in grads):.0e}",
+        flush=True,
+    )
+
+
+def main():
+    torch.set_num_threads(1)
+    print(formula.versions())
+    seen = set()
+    for name, shape, train_shape, grad_shape in CASES:
+        if not sys.argv[1:] or any(part in name for part in sys.argv[1:]):
+            write_case(name, shape, train_shape, grad_shape, name in seen)
+        seen.add(name)
+
+
+if __name__ == "__main__":
+    main()
