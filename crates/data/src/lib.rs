@@ -1,1 +1,56 @@
-//! (under construction)
+//! Image data sets for classification: reading, checking, augmenting and batching.
+//!
+//! [`open`] gives a [`Dataset`] by name: the official files of CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST,
+//! a folder of images, or `shapes`, a set the program draws itself. A [`Loader`] turns it into batches of
+//! bytes, ahead of training, on threads of its own. Pictures stay 8-bit throughout, [h, w, c] inside one and
+//! [n, h, w, c] in a batch; normalising is the model's first step, with the mean and deviation in [`Meta`].
+//!
+//! All randomness is a function of (seed, purpose, index), so batches are equal byte for byte whatever the
+//! number of worker threads, and a loader resumes inside an epoch without replaying it.
+//!
+//! ```
+//! use zoo_data::{Augment, Loader, LoaderConfig, Split};
+//!
+//! let train = zoo_data::open("shapes", Split::Train, None, 0)?.limit(256, 0);
+//! let loader = Loader::new(train, LoaderConfig { augment: Augment::Standard, ..LoaderConfig::new(64, 0) })?;
+//! for batch in loader.epoch(0, 0) {
+//!     let batch = batch?;
+//!     assert_eq!(batch.pixels.len(), batch.n * batch.h * batch.w * batch.c);
+//! }
+//! # Ok::<(), zoo_data::Error>(())
+//! ```
+
+mod augment;
+mod catalog;
+mod cifar;
+mod dataset;
+mod decode;
+mod digest;
+mod error;
+mod folder;
+mod hub;
+mod idx;
+mod loader;
+mod photometric;
+mod pixels;
+mod preprocess;
+mod resize;
+mod shapes;
+mod sheet;
+mod trivial;
+mod verify;
+
+pub use augment::Augment;
+pub use catalog::{CATALOG, CatalogEntry, open};
+pub use dataset::{Dataset, Meta, Split};
+pub use decode::{MAX_PIXELS, decode_image, load_image};
+pub use error::Error;
+pub use loader::{Batch, Epoch, Loader, LoaderConfig};
+pub use pixels::Image;
+pub use preprocess::{Preprocess, preprocess};
+pub use resize::{Region, resize};
+pub use sheet::contact_sheet;
+pub use verify::{FileReport, FileStatus, verify};
+
+/// The result of everything in this crate that can fail.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,243 @@
+//! Random changes to training images.
+
+use crate::pixels::Image;
+use crate::preprocess::{Preprocess, SMALL};
+use crate::resize::{Region, resize};
+use crate::trivial;
+use rand::Rng;
+use std::fmt;
+use std::str::FromStr;
+use zoo_ops::rng::ChaCha8Rng;
+
+/// Which random changes training images get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Augment {
+    /// None: images are prepared as for evaluation.
+    #[default]
+    None,
+    /// Up to 64 pixels: padded by 4 black pixels, cut out at random, flipped left-right half of the time
+    /// (He et al. 2016, section 4.2). Above: a random part of 8 to 100 % of the area and aspect ratio 3/4 to
+    /// 4/3, resized, and flipped (torchvision's `RandomResizedCrop`). Digits are never flipped.
+    Standard,
+    /// `Standard`, then one operation of TrivialAugment Wide at a random strength (Müller and Hutter 2021,
+    /// arXiv:2103.10158, after torchvision's `TrivialAugmentWide`).
+    Trivial,
+}
+
+impl Augment {
+    /// Every choice, in the order a help text shows them.
+    pub const ALL: [Self; 3] = [Self::None, Self::Standard, Self::Trivial];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Standard => "standard",
+            Self::Trivial => "trivial",
+        }
+    }
+}
+
+impl fmt::Display for Augment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Augment {
+    type Err = crate::Error;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|augment| augment.name() == name).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            crate::Error::Config(format!("unknown augmentation '{name}'; there are: {known}"))
+        })
+    }
+}
+
+/// Padding on each side before a small image is cut out again.
+const PAD: usize = 4;
+
+/// Where a padded small image is cut out, and whether it is mirrored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shift {
+    /// First row and column in the padded image, 0 to 2 × `PAD`.
+    top: usize,
+    left: usize,
+    flip: bool,
+}
+
+impl Shift {
+    pub(crate) fn draw(rng: &mut ChaCha8Rng, mirror: bool) -> Self {
+        let mut offset = || rng.random_range(0..=2 * PAD as u32) as usize;
+        let (top, left) = (offset(), offset());
+        Self { top, left, flip: rng.random::<bool>() && mirror }
+    }
+
+    /// Writes the shifted copy of `pixels`, [h, w, c], to `out` of the same size.
+    pub(crate) fn apply(self, pixels: &[u8], [h, w, c]: [usize; 3], out: &mut [u8]) {
+        let row = w * c;
+        // The columns of the source that stay visible, and where they land.
+        let from = self.left.saturating_sub(PAD).min(w);
+        let to = PAD.saturating_sub(self.left).min(w);
+        let visible = w - from.max(to);
+        for (y, line) in out.chunks_exact_mut(row).enumerate() {
+            line.fill(0);
+            if let Some(y) = (y + self.top).checked_sub(PAD).filter(|&y| y < h) {
+                line[to * c..][..visible * c].copy_from_slice(&pixels[y * row + from * c..][..visible * c]);
+            }
+            if self.flip {
+                mirror_row(line, c);
+            }
+        }
+    }
+}
+
+fn mirror_row(row: &mut [u8], c: usize) {
+    match c {
+        3 => row.as_chunks_mut::<3>().0.reverse(),
+        _ => row.reverse(),
+    }
+}
+
+/// A training image from a decoded one, which already has the model's channels.
+pub(crate) fn augment(
+    image: Image,
+    how: Augment,
+    input: &Preprocess,
+    mirror: bool,
+    rng: &mut ChaCha8Rng,
+) -> crate::Result<Image> {
+    let size = input.crop;
+    let image = match how {
+        Augment::None => return input.apply(image),
+        _ if size <= SMALL => {
+            let fitted = input.apply(image)?;
+            let shift = Shift::draw(rng, mirror);
+            let mut shifted = Image::filled(fitted.h, fitted.w, fitted.c, 0);
+            shift.apply(&fitted.pixels, [fitted.h, fitted.w, fitted.c], &mut shifted.pixels);
+            shifted
+        }
+        _ => {
+            let region = random_region(image.h, image.w, rng);
+            let mut cropped = resize(&image, region, size, size);
+            if rng.random::<bool>() && mirror {
+                let (row, c) = (cropped.w * cropped.c, cropped.c);
+                cropped.pixels.chunks_exact_mut(row).for_each(|row| mirror_row(row, c));
+            }
+            cropped
+        }
+    };
+    Ok(if how == Augment::Trivial { trivial::apply(image, rng) } else { image })
+}
+
+/// The part of an `h` × `w` picture that is used: torchvision's `RandomResizedCrop.get_params` with its
+/// defaults. Ten tries at 8 to 100 % of the area; if none fits, the largest centred part of allowed aspect.
+fn random_region(h: usize, w: usize, rng: &mut ChaCha8Rng) -> Region {
+    const RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
+    let (height, width) = (h as f64, w as f64);
+    for _ in 0..10 {
+        let area = height * width * rng.random_range(0.08..1.0);
+        let ratio = rng.random_range(RATIO.0.ln()..RATIO.1.ln()).exp();
+        let part_w = (area * ratio).sqrt().round_ties_even() as usize;
+        let part_h = (area / ratio).sqrt().round_ties_even() as usize;
+        if (1..=w).contains(&part_w) && (1..=h).contains(&part_h) {
+            let top = rng.random_range(0..=(h - part_h) as u32) as usize;
+            let left = rng.random_range(0..=(w - part_w) as u32) as usize;
+            return Region { top, left, h: part_h, w: part_w };
+        }
+    }
+    let part_w = if width / height > RATIO.1 { (height * RATIO.1).round_ties_even() as usize } else { w };
+    let part_h = if width / height < RATIO.0 { (width / RATIO.0).round_ties_even() as usize } else { h };
+    Region { top: (h - part_h) / 2, left: (w - part_w) / 2, h: part_h, w: part_w }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zoo_ops::rng::stream;
+
+    fn numbered(h: usize, w: usize, c: usize) -> Image {
+        Image { pixels: (0..h * w * c).map(|i| (i % 250 + 1) as u8).collect(), h, w, c }
+    }
+
+    #[test]
+    fn every_shift_equals_its_definition() {
+        for c in [1, 3] {
+            let image = numbered(5, 7, c);
+            for (top, left, flip) in
+                (0..9).flat_map(|t| (0..9).flat_map(move |l| [(t, l, false), (t, l, true)]))
+            {
+                let mut out = vec![99; image.pixels.len()];
+                Shift { top, left, flip }.apply(&image.pixels, [5, 7, c], &mut out);
+                for (y, x, k) in (0..5).flat_map(|y| (0..7).flat_map(move |x| (0..c).map(move |k| (y, x, k))))
+                {
+                    let seen = if flip { 6 - x } else { x };
+                    let (from_y, from_x) = (y + top, seen + left);
+                    let inside = (4..9).contains(&from_y) && (4..11).contains(&from_x);
+                    let expected =
+                        if inside { image.pixels[((from_y - 4) * 7 + from_x - 4) * c + k] } else { 0 };
+                    assert_eq!(out[(y * 7 + x) * c + k], expected, "{top} {left} {flip} at {y} {x} {k}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shifts_are_uniform_and_digits_keep_their_side() {
+        let mut seen = [[0u32; 9]; 2];
+        let mut flips = 0;
+        for i in 0..9000 {
+            let shift = Shift::draw(&mut stream(3, "augment", i), true);
+            seen[0][shift.top] += 1;
+            seen[1][shift.left] += 1;
+            flips += u32::from(shift.flip);
+            assert!(!Shift::draw(&mut stream(3, "augment", i), false).flip);
+        }
+        assert!(seen.as_flattened().iter().all(|k| (850..1150).contains(k)), "{seen:?}");
+        assert!((4300..4700).contains(&flips), "{flips}");
+    }
+
+    #[test]
+    fn random_regions_keep_area_and_aspect() {
+        let mut areas = Vec::new();
+        for i in 0..2000 {
+            let part = random_region(300, 400, &mut stream(1, "augment", i));
+            assert!(part.top + part.h <= 300 && part.left + part.w <= 400);
+            let ratio = part.w as f64 / part.h as f64;
+            assert!((0.73..1.37).contains(&ratio), "{part:?}");
+            areas.push((part.h * part.w) as f64 / 120_000.0);
+        }
+        assert!(areas.iter().all(|area| (0.075..1.005).contains(area)));
+        // Large parts that do not fit are drawn again, hence less than the 0.54 in the middle of the range.
+        let mean = areas.iter().sum::<f64>() / 2000.0;
+        assert!((0.42..0.48).contains(&mean), "{mean}");
+    }
+
+    #[test]
+    fn pictures_too_thin_for_the_aspect_use_their_centre() {
+        let mut rng = stream(0, "augment", 0);
+        assert_eq!(random_region(2, 300, &mut rng).w, 3);
+        let tall = random_region(3000, 3, &mut rng);
+        assert_eq!((tall.h, tall.w, tall.top), (4, 3, 1498));
+        assert_eq!(random_region(1, 1, &mut rng), Region { top: 0, left: 0, h: 1, w: 1 });
+    }
+
+    #[test]
+    fn large_images_come_out_at_the_input_size() {
+        let input = Preprocess { resize: 112, crop: 98, channels: 3 };
+        for how in Augment::ALL {
+            let out = augment(numbered(120, 90, 3), how, &input, true, &mut stream(0, "augment", 5)).unwrap();
+            assert_eq!((out.h, out.w, out.pixels.len()), (98, 98, 98 * 98 * 3));
+        }
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for how in Augment::ALL {
+            assert_eq!(how.to_string().parse::<Augment>().unwrap(), how);
+        }
+        let message = "auto".parse::<Augment>().unwrap_err().to_string();
+        assert_eq!(message, "unknown augmentation 'auto'; there are: none, standard, trivial");
+    }
+}

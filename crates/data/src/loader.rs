@@ -1,0 +1,399 @@
+//! Batches, made ahead of training on worker threads.
+//!
+//! Batch k of an epoch is a pure function of (data set, configuration, epoch, k). Worker j of W makes the
+//! batches j, j + W, … and hands them over through a bounded channel of its own; the consumer asks the workers
+//! in turn. So the order is fixed by construction, no batch waits for sorting, and any number of workers
+//! delivers the same bytes.
+
+use crate::augment::{Augment, Shift, augment};
+use crate::dataset::{Dataset, permutation};
+use crate::preprocess::{Preprocess, SMALL};
+use crate::{Error, Result};
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use zoo_ops::rng::stream;
+
+/// Batches that a worker makes ahead.
+const AHEAD: usize = 2;
+
+/// How a [`Loader`] makes batches.
+#[derive(Debug, Clone)]
+pub struct LoaderConfig {
+    /// Images per batch, at least 1.
+    pub batch_size: usize,
+    /// A new order each epoch, drawn from `seed`; otherwise that of the data set.
+    pub shuffle: bool,
+    /// Decides order and augmentation.
+    pub seed: u64,
+    /// Random changes. The same image gets others in every epoch.
+    pub augment: Augment,
+    /// Side of the (square) images in a batch; by default that of the data set, for folders 224.
+    pub image_size: Option<usize>,
+    /// Short side before the centre crop where nothing is random; by default as [`Preprocess::for_dataset`].
+    pub resize: Option<usize>,
+    /// Channels of the images in a batch, 1 or 3; by default those of the data set.
+    pub in_chans: Option<usize>,
+    /// Leave out the last batch of an epoch if it is not full.
+    pub drop_last: bool,
+    /// Threads that make batches; 0 makes each one when it is asked for. By default one for sets in memory, and
+    /// as many as the machine has, up to 8, for files that must be decoded.
+    pub workers: Option<usize>,
+}
+
+impl LoaderConfig {
+    /// Every image once in the order of the data set, unchanged.
+    pub fn new(batch_size: usize, seed: u64) -> Self {
+        Self {
+            batch_size,
+            shuffle: false,
+            seed,
+            augment: Augment::None,
+            image_size: None,
+            resize: None,
+            in_chans: None,
+            drop_last: false,
+            workers: None,
+        }
+    }
+}
+
+/// Images and labels of one step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// The images, [n, h, w, c].
+    pub pixels: Vec<u8>,
+    /// Number of images. Less than the batch size in the last batch, and where files could not be read.
+    pub n: usize,
+    /// Rows.
+    pub h: usize,
+    /// Columns.
+    pub w: usize,
+    /// Channels.
+    pub c: usize,
+    /// The class of each image.
+    pub labels: Vec<u32>,
+    /// The position of each image in the data set.
+    pub indices: Vec<u32>,
+    /// The place of this batch in its epoch. An epoch resumed at `number + 1` goes on after this batch.
+    pub number: usize,
+}
+
+/// Makes the batches of a data set, epoch by epoch.
+///
+/// A file that cannot be decoded is left out of its batch, which is then smaller; which files those are depends
+/// on the files alone, so batches stay the same from run to run. See [`Loader::skipped`].
+#[derive(Debug)]
+pub struct Loader {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    dataset: Dataset,
+    config: LoaderConfig,
+    input: Preprocess,
+    workers: usize,
+    skipped: Mutex<Skipped>,
+}
+
+#[derive(Debug, Default)]
+struct Skipped {
+    /// What is wrong with the image at each position.
+    reasons: BTreeMap<u32, String>,
+    /// Those that [`Loader::take_warnings`] has not handed out.
+    untold: Vec<u32>,
+}
+
+impl Loader {
+    /// # Errors
+    /// If the set is empty, or the batch size, image size or number of channels is impossible.
+    pub fn new(dataset: Dataset, config: LoaderConfig) -> Result<Self> {
+        let meta = dataset.meta();
+        let [c, side, _] = meta.shape;
+        let mut input =
+            Preprocess::for_dataset(meta, config.image_size.unwrap_or(side), config.in_chans.unwrap_or(c));
+        input.resize = config.resize.unwrap_or(input.resize);
+        input.check()?;
+        if dataset.is_empty() {
+            return Err(Error::Config(format!(
+                "data set {} has no {} images",
+                meta.name,
+                dataset.split().name()
+            )));
+        }
+        if config.batch_size == 0 {
+            return Err(Error::Config("batch size must be at least 1, found 0".into()));
+        }
+        if config.drop_last && dataset.len() < config.batch_size {
+            let message = format!("{} images do not fill one batch of {}", dataset.len(), config.batch_size);
+            return Err(Error::Config(message));
+        }
+        let usual = if meta.fixed_size {
+            1
+        } else {
+            std::thread::available_parallelism().map_or(1, |n| n.get().min(8))
+        };
+        let workers = config.workers.unwrap_or(usual);
+        Ok(Self { shared: Arc::new(Shared { dataset, config, input, workers, skipped: Mutex::default() }) })
+    }
+
+    /// The data set.
+    pub fn dataset(&self) -> &Dataset {
+        &self.shared.dataset
+    }
+
+    /// What is done to every image where nothing is random.
+    pub fn preprocess(&self) -> Preprocess {
+        self.shared.input
+    }
+
+    /// Number of batches in an epoch.
+    pub fn batches(&self) -> usize {
+        let (n, size) = (self.shared.dataset.len(), self.shared.config.batch_size);
+        if self.shared.config.drop_last { n / size } else { n.div_ceil(size) }
+    }
+
+    /// The batches of an epoch from `first_batch` on, and workers that make them ahead. Dropping the iterator
+    /// ends the workers.
+    pub fn epoch(&self, epoch: u64, first_batch: usize) -> Epoch {
+        let shared = &self.shared;
+        let order = if shared.config.shuffle {
+            permutation(shared.dataset.len(), shared.config.seed, "order", epoch)
+        } else {
+            (0..shared.dataset.len() as u32).collect()
+        };
+        let plan = Arc::new(Plan { shared: Arc::clone(shared), epoch, order, end: self.batches() });
+        let stop = Arc::new(AtomicBool::new(false));
+        let n_workers = shared.workers.min(plan.end.saturating_sub(first_batch));
+        let workers = (0..n_workers)
+            .map(|j| Worker::start(Arc::clone(&plan), Arc::clone(&stop), first_batch + j, n_workers))
+            .collect();
+        Epoch { plan, stop, workers, first: first_batch, next: first_batch, delivered: 0 }
+    }
+
+    /// The position and what is wrong, for every image that could not be read so far.
+    pub fn skipped(&self) -> Vec<(usize, String)> {
+        let skipped = self.shared.skipped();
+        skipped.reasons.iter().map(|(&index, reason)| (index as usize, reason.clone())).collect()
+    }
+
+    /// A warning per skipped image, each once in the life of the loader.
+    pub fn take_warnings(&self) -> Vec<String> {
+        let mut skipped = self.shared.skipped();
+        let untold = std::mem::take(&mut skipped.untold);
+        untold.iter().map(|index| format!("skipped {}", skipped.reasons[index])).collect()
+    }
+}
+
+/// Everything that decides the batches of one epoch.
+#[derive(Debug)]
+struct Plan {
+    shared: Arc<Shared>,
+    epoch: u64,
+    order: Vec<u32>,
+    /// Number of batches.
+    end: usize,
+}
+
+/// A batch and the images it should have had.
+#[derive(Debug)]
+struct Made {
+    batch: Batch,
+    failed: Vec<(u32, String)>,
+}
+
+impl Plan {
+    /// Batch `number`, or nothing if told to stop meanwhile.
+    fn make(&self, number: usize, stop: &AtomicBool) -> Option<Made> {
+        let Shared { config, input, dataset, .. } = &*self.shared;
+        let from = number * config.batch_size;
+        let members = &self.order[from..(from + config.batch_size).min(self.order.len())];
+        let (side, c) = (input.crop, input.channels);
+        let size = side * side * c;
+        let mut batch = Batch {
+            pixels: vec![0; members.len() * size],
+            n: 0,
+            h: side,
+            w: side,
+            c,
+            labels: Vec::with_capacity(members.len()),
+            indices: Vec::with_capacity(members.len()),
+            number,
+        };
+        let mut failed = Vec::new();
+        for &index in members {
+            if stop.load(Ordering::Relaxed) {
+                return None;
+            }
+            match self.shared.render(self.epoch, index, &mut batch.pixels[batch.n * size..][..size]) {
+                Ok(()) => {
+                    batch.labels.push(dataset.label(index as usize));
+                    batch.indices.push(index);
+                    batch.n += 1;
+                }
+                Err(error) => failed.push((index, error.to_string())),
+            }
+        }
+        batch.pixels.truncate(batch.n * size);
+        Some(Made { batch, failed })
+    }
+}
+
+impl Shared {
+    fn skipped(&self) -> MutexGuard<'_, Skipped> {
+        self.skipped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes image `index` as the model sees it in that epoch to `out`.
+    fn render(&self, epoch: u64, index: u32, out: &mut [u8]) -> Result<()> {
+        let Self { dataset, config, input, .. } = self;
+        let mut rng = stream(config.seed, "augment", epoch << 32 | u64::from(index));
+        let mirror = dataset.meta().mirror;
+        if let Some((pixels, shape)) = dataset.packed(index as usize)
+            && shape == [input.crop, input.crop, input.channels]
+            && input.resize == input.crop
+        {
+            // Nothing to decode or resize: from the data set to the batch in one pass.
+            match config.augment {
+                Augment::None => return Ok(out.copy_from_slice(pixels)),
+                Augment::Standard if input.crop <= SMALL => {
+                    return Ok(Shift::draw(&mut rng, mirror).apply(pixels, shape, out));
+                }
+                _ => {}
+            }
+        }
+        let image = dataset.get(index as usize)?.with_channels(input.channels);
+        let image = augment(image, config.augment, input, mirror, &mut rng).map_err(|error| {
+            let origin = dataset
+                .path(index as usize)
+                .map_or(format!("image {index}"), |path| path.display().to_string());
+            Error::Image { origin, reason: error.to_string() }
+        })?;
+        out.copy_from_slice(&image.pixels);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Worker {
+    /// Taken when the worker is to end: without a receiver it cannot send, and leaves.
+    batches: Option<Receiver<Made>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    fn start(plan: Arc<Plan>, stop: Arc<AtomicBool>, first: usize, step: usize) -> Self {
+        let (sender, receiver): (SyncSender<Made>, _) = sync_channel(AHEAD);
+        let work = move || {
+            for number in (first..plan.end).step_by(step) {
+                let Some(made) = plan.make(number, &stop) else { return };
+                if sender.send(made).is_err() {
+                    return;
+                }
+            }
+        };
+        // Without a thread there is nobody to send, and the consumer reports that.
+        let thread = std::thread::Builder::new().name("zoo-data".into()).spawn(work).ok();
+        Self { batches: Some(receiver), thread }
+    }
+
+    /// Why there is no batch where one is due.
+    fn failure(&mut self) -> Error {
+        self.batches = None;
+        Error::Worker(match self.thread.take().map(JoinHandle::join) {
+            None => "the system gave it no thread".into(),
+            Some(Ok(())) => "it ended early".into(),
+            Some(Err(panic)) => panic_message(&*panic),
+        })
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|&text| text.to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panic without a message".into())
+}
+
+/// The batches of one epoch, in order.
+#[derive(Debug)]
+pub struct Epoch {
+    plan: Arc<Plan>,
+    stop: Arc<AtomicBool>,
+    workers: Vec<Worker>,
+    first: usize,
+    next: usize,
+    delivered: usize,
+}
+
+impl Epoch {
+    /// The next batch, without regard to whether anything is in it.
+    fn receive(&mut self) -> Result<Made> {
+        let number = self.next;
+        self.next += 1;
+        if self.workers.is_empty() {
+            return Ok(self.plan.make(number, &self.stop).expect("nobody stops an epoch without workers"));
+        }
+        let turn = (number - self.first) % self.workers.len();
+        let worker = &mut self.workers[turn];
+        let received = worker.batches.as_ref().and_then(|batches| batches.recv().ok());
+        received.ok_or_else(|| {
+            self.next = self.plan.end;
+            worker.failure()
+        })
+    }
+
+    fn note(&self, failed: Vec<(u32, String)>) {
+        let mut skipped = self.plan.shared.skipped();
+        for (index, reason) in failed {
+            if skipped.reasons.insert(index, reason).is_none() {
+                skipped.untold.push(index);
+            }
+        }
+    }
+}
+
+impl Iterator for Epoch {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.next < self.plan.end {
+            let Made { batch, failed } = match self.receive() {
+                Ok(made) => made,
+                Err(error) => return Some(Err(error)),
+            };
+            self.note(failed);
+            if batch.n > 0 {
+                self.delivered += 1;
+                return Some(Ok(batch));
+            }
+            if self.next == self.plan.end && self.delivered == 0 && self.first == 0 {
+                let skipped = self.plan.shared.skipped();
+                let first = skipped.reasons.values().next().cloned().unwrap_or_default();
+                let n = self.plan.order.len();
+                return Some(Err(Error::Config(format!(
+                    "none of the {n} images can be read; the first: {first}"
+                ))));
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for worker in &mut self.workers {
+            worker.batches = None;
+        }
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take() {
+                // A panic whose batch nobody asked for concerns nobody.
+                let _ = thread.join();
+            }
+        }
+    }
+}

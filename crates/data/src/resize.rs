@@ -1,0 +1,132 @@
+//! Resizing as Pillow does it: bilinear with antialiasing, in Pillow's fixed-point arithmetic, so that a
+//! picture prepared here equals the one PyTorch's models were trained and are evaluated on, bit for bit.
+//!
+//! Each output pixel is the average of the input pixels under a triangle as wide as the reduction (never
+//! narrower than two input pixels), first along rows, then along columns, rounded to 8 bits after each.
+
+use crate::pixels::Image;
+use std::ops::Range;
+
+/// A rectangle of pixels inside a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// First row.
+    pub top: usize,
+    /// First column.
+    pub left: usize,
+    /// Rows.
+    pub h: usize,
+    /// Columns.
+    pub w: usize,
+}
+
+impl Region {
+    /// The whole picture.
+    pub fn all(image: &Image) -> Self {
+        Self { top: 0, left: 0, h: image.h, w: image.w }
+    }
+}
+
+/// Fraction bits of the weights: 32 minus 8 for the pixel and 2 for the sum, as in Pillow.
+const WEIGHT_BITS: u32 = 22;
+
+/// The input pixels under each output pixel and their weights, which sum to 2^22 up to rounding.
+struct Taps {
+    spans: Vec<Range<usize>>,
+    weights: Vec<i32>,
+    /// Room for weights per output pixel.
+    stride: usize,
+}
+
+impl Taps {
+    fn new(size_in: usize, size_out: usize) -> Self {
+        let scale = size_in as f64 / size_out as f64;
+        let support = scale.max(1.0);
+        let stride = support.ceil() as usize * 2 + 1;
+        let mut taps =
+            Self { spans: Vec::with_capacity(size_out), weights: vec![0; size_out * stride], stride };
+        let mut window = vec![0.0; stride];
+        for (out, fixed) in taps.weights.chunks_exact_mut(stride).enumerate() {
+            let center = (out as f64 + 0.5) * scale;
+            let first = ((center - support + 0.5) as i64).max(0) as usize;
+            let last = ((center + support + 0.5) as usize).min(size_in);
+            let n = last - first;
+            for (k, weight) in window[..n].iter_mut().enumerate() {
+                let distance = ((k + first) as f64 - center + 0.5) * (1.0 / support);
+                *weight = (1.0 - distance.abs()).max(0.0);
+            }
+            let sum: f64 = window[..n].iter().sum();
+            for (fixed, weight) in fixed.iter_mut().zip(&window[..n]) {
+                *fixed = (0.5 + weight / sum * f64::from(1 << WEIGHT_BITS)) as i32;
+            }
+            taps.spans.push(first..last);
+        }
+        taps
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Range<usize>, &[i32])> {
+        self.spans.iter().cloned().zip(self.weights.chunks_exact(self.stride))
+    }
+}
+
+fn round(sum: i32) -> u8 {
+    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
+}
+
+/// The given region of a picture, resized to `h` × `w`: bilinear, antialiased.
+///
+/// # Panics
+/// If the region is empty or reaches outside of the picture, or `h` or `w` is 0.
+pub fn resize(image: &Image, region: Region, h: usize, w: usize) -> Image {
+    assert!(region.h > 0 && region.w > 0 && h > 0 && w > 0, "nothing to resize");
+    assert!(
+        region.top + region.h <= image.h && region.left + region.w <= image.w,
+        "region outside of picture"
+    );
+    let rows = match image.c {
+        1 => resize_rows::<1>(image, region, w),
+        _ => resize_rows::<3>(image, region, w),
+    };
+    if region.h == h {
+        return Image { pixels: rows, h, w, c: image.c };
+    }
+    let row = w * image.c;
+    let mut pixels = vec![0; h * row];
+    let mut sums = vec![0i32; row];
+    for ((span, weights), out) in Taps::new(region.h, h).iter().zip(pixels.chunks_exact_mut(row)) {
+        sums.fill(1 << (WEIGHT_BITS - 1));
+        for (from, &weight) in rows[span.start * row..span.end * row].chunks_exact(row).zip(weights) {
+            for (sum, &v) in sums.iter_mut().zip(from) {
+                *sum += i32::from(v) * weight;
+            }
+        }
+        for (out, &sum) in out.iter_mut().zip(&sums) {
+            *out = round(sum);
+        }
+    }
+    Image { pixels, h, w, c: image.c }
+}
+
+/// The rows of the region, each resized to `w` pixels.
+fn resize_rows<const C: usize>(image: &Image, region: Region, w: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(region.h * w * C);
+    let taps = (region.w != w).then(|| Taps::new(region.w, w));
+    for y in region.top..region.top + region.h {
+        let row = &image.pixels[(y * image.w + region.left) * C..][..region.w * C];
+        let Some(taps) = &taps else {
+            out.extend_from_slice(row);
+            continue;
+        };
+        let (row, _) = row.as_chunks::<C>();
+        for (span, weights) in taps.iter() {
+            let mut sums = [1i32 << (WEIGHT_BITS - 1); C];
+            for (pixel, &weight) in row[span].iter().zip(weights) {
+                for (sum, &v) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(v) * weight;
+                }
+            }
+            out.extend(sums.map(round));
+        }
+    }
+    out
+}

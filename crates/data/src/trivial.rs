@@ -1,0 +1,160 @@
+//! TrivialAugment Wide (Müller and Hutter 2021, arXiv:2103.10158) as torchvision applies it to Pillow images:
+//! one operation drawn from fourteen, at one of 31 strengths, in either direction where it has two.
+//!
+//! The arithmetic is Pillow's, so an operation gives the same bytes as `torchvision.transforms.functional`
+//! on the same picture (see scripts/data_golden.py).
+
+use crate::photometric as color;
+use crate::pixels::Image;
+use rand::Rng;
+use zoo_ops::rng::ChaCha8Rng;
+
+/// The number of strengths.
+const BINS: u32 = 31;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Identity,
+    ShearX,
+    ShearY,
+    TranslateX,
+    TranslateY,
+    Rotate,
+    Brightness,
+    Color,
+    Contrast,
+    Sharpness,
+    Posterize,
+    Solarize,
+    AutoContrast,
+    Equalize,
+}
+
+use Operation::*;
+
+pub(crate) const OPERATIONS: [Operation; 14] = [
+    Identity,
+    ShearX,
+    ShearY,
+    TranslateX,
+    TranslateY,
+    Rotate,
+    Brightness,
+    Color,
+    Contrast,
+    Sharpness,
+    Posterize,
+    Solarize,
+    AutoContrast,
+    Equalize,
+];
+
+impl Operation {
+    /// The strength of a bin, 0 to 30, and whether it may be negated.
+    fn magnitude(self, bin: u32) -> (f64, bool) {
+        let share = f64::from(bin) / f64::from(BINS - 1);
+        match self {
+            ShearX | ShearY | Brightness | Color | Contrast | Sharpness => (0.99 * share, true),
+            TranslateX | TranslateY => (32.0 * share, true),
+            Rotate => (135.0 * share, true),
+            // Bits that are kept, 8 down to 3.
+            Posterize => (8.0 - (f64::from(bin) / 5.0).round_ties_even(), false),
+            // Values from here on are inverted.
+            Solarize => (255.0 * (1.0 - share), false),
+            Identity | AutoContrast | Equalize => (0.0, false),
+        }
+    }
+
+    pub(crate) fn apply(self, image: Image, magnitude: f64) -> Image {
+        match self {
+            Identity => image,
+            // torchvision turns the shear into an angle and back; the picture shears about its corner.
+            ShearX => affine(&image, [1.0, magnitude.atan().tan(), 0.0, 0.0, 1.0, 0.0]),
+            ShearY => affine(&image, [1.0, 0.0, 0.0, magnitude.atan().tan(), 1.0, 0.0]),
+            TranslateX => affine(&image, [1.0, 0.0, -magnitude.trunc(), 0.0, 1.0, 0.0]),
+            TranslateY => affine(&image, [1.0, 0.0, 0.0, 0.0, 1.0, -magnitude.trunc()]),
+            Rotate => rotate(&image, magnitude),
+            Brightness => color::brightness(image, 1.0 + magnitude),
+            Color => color::saturation(image, 1.0 + magnitude),
+            Contrast => color::contrast(image, 1.0 + magnitude),
+            Sharpness => color::sharpness(image, 1.0 + magnitude),
+            Posterize => color::posterize(image, magnitude as u32),
+            Solarize => color::solarize(image, magnitude),
+            AutoContrast => color::autocontrast(image),
+            Equalize => color::equalize(image),
+        }
+    }
+}
+
+/// One operation at one strength, drawn uniformly.
+pub(crate) fn apply(image: Image, rng: &mut ChaCha8Rng) -> Image {
+    let operation = OPERATIONS[rng.random_range(0..OPERATIONS.len() as u32) as usize];
+    let (magnitude, signed) = operation.magnitude(rng.random_range(0..BINS));
+    let negative = rng.random::<bool>();
+    operation.apply(image, if signed && negative { -magnitude } else { magnitude })
+}
+
+/// Turns counter-clockwise by `degrees` about the centre; what comes from outside is black.
+fn rotate(image: &Image, degrees: f64) -> Image {
+    if degrees.rem_euclid(360.0) == 0.0 {
+        return image.clone();
+    }
+    let angle = -degrees.rem_euclid(360.0).to_radians();
+    // Pillow rounds to 15 decimals, so that a right angle has an exact zero.
+    let round = |v: f64| (v * 1e15).round() / 1e15;
+    let (sin, cos) = (round(angle.sin()), round(angle.cos()));
+    let (cx, cy) = (image.w as f64 / 2.0, image.h as f64 / 2.0);
+    affine(image, [cos, sin, cx - cos * cx - sin * cy, -sin, cos, cy + sin * cx - cos * cy])
+}
+
+/// The picture whose pixel (x, y) is that at (a x + b y + c, d x + e y + f) of `image`, nearest neighbour,
+/// black outside. `matrix` is [a, b, c, d, e, f] and acts on pixel centres, in Pillow's 16.16 fixed point.
+fn affine(image: &Image, [a, b, c, d, e, f]: [f64; 6]) -> Image {
+    let fixed = |v: f64| (v * 65536.0 + 0.5).floor() as i64;
+    let (step_x, step_y) = ([fixed(a), fixed(d)], [fixed(b), fixed(e)]);
+    let mut line = [fixed(c + a * 0.5 + b * 0.5), fixed(f + d * 0.5 + e * 0.5)];
+    let mut out = Image::filled(image.h, image.w, image.c, 0);
+    let channels = image.c;
+    for row in out.pixels.chunks_exact_mut(image.w * channels) {
+        let [mut x, mut y] = line;
+        for pixel in row.chunks_exact_mut(channels) {
+            let (from_x, from_y) = (x >> 16, y >> 16);
+            if (0..image.w as i64).contains(&from_x) && (0..image.h as i64).contains(&from_y) {
+                let at = (from_y as usize * image.w + from_x as usize) * channels;
+                pixel.copy_from_slice(&image.pixels[at..at + channels]);
+            }
+            x += step_x[0];
+            y += step_x[1];
+        }
+        line = [line[0] + step_y[0], line[1] + step_y[1]];
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zoo_ops::rng::stream;
+
+    #[test]
+    fn strengths_span_torchvisions_ranges() {
+        let ends = |operation: Operation| (operation.magnitude(0).0, operation.magnitude(30).0);
+        assert_eq!(ends(ShearX), (0.0, 0.99));
+        assert_eq!(ends(TranslateY), (0.0, 32.0));
+        assert_eq!(ends(Rotate), (0.0, 135.0));
+        assert_eq!(ends(Posterize), (8.0, 2.0));
+        assert_eq!(ends(Solarize), (255.0, 0.0));
+    }
+
+    #[test]
+    fn every_operation_is_drawn_and_keeps_the_shape() {
+        let image = Image { pixels: (0..48 * 3).map(|i| (i * 37 % 256) as u8).collect(), h: 6, w: 8, c: 3 };
+        let mut changed = 0;
+        for i in 0..400 {
+            let out = apply(image.clone(), &mut stream(0, "augment", i));
+            assert_eq!((out.h, out.w, out.c, out.pixels.len()), (6, 8, 3, 144));
+            changed += u32::from(out != image);
+        }
+        assert!((300..390).contains(&changed), "{changed}");
+    }
+}
