@@ -9,6 +9,7 @@ mod model;
 pub mod models;
 mod params;
 mod registry;
+pub mod weights;
 
 pub use model::{Config, Model, Network, Stem};
 pub use params::Params;

@@ -1,0 +1,117 @@
+//! Why a weight file could not be read or written.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A failure to read or write a weight file: which file, and why. Displayed as one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", .path.display())]
+#[non_exhaustive]
+pub struct Error {
+    /// The file that was to be read or written.
+    pub path: PathBuf,
+    /// What went wrong.
+    pub reason: Reason,
+}
+
+/// A result whose error names the weight file.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What was wrong with a weight file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The operating system refused: no such file, no permission, disk full.
+    #[error("{0}")]
+    Io(io::Error),
+    /// The file is something else than weights, for example a web page saved in their place.
+    #[error("not a weight file: found {found}, expected safetensors or a file of torch.save")]
+    NotWeights {
+        /// What the content looks like.
+        found: String,
+    },
+    /// The file ends before its content does.
+    #[error("the file ends early, in {within}; it was not copied or downloaded in full")]
+    Truncated {
+        /// The part of the file that is incomplete.
+        within: String,
+    },
+    /// The content contradicts itself or the format.
+    #[error("damaged file: {problem}")]
+    Malformed {
+        /// What was found.
+        problem: String,
+    },
+    /// The file is valid but uses something that is not read here.
+    #[error("{feature} is not supported; load the file in Python and save model.state_dict() again")]
+    Unsupported {
+        /// What the file uses.
+        feature: String,
+    },
+    /// A zip archive lacks a part that its other parts refer to.
+    #[error("damaged file: the archive has no entry `{entry}`")]
+    MissingEntry {
+        /// The path inside the archive.
+        entry: String,
+    },
+    /// The pickled object is not a mapping from names to tensors.
+    #[error("no state dict inside: found {found}, expected a dict of tensors as model.state_dict() gives")]
+    NotAStateDict {
+        /// What the file holds.
+        found: String,
+    },
+    /// A tensor has elements of a type that is not read or written here.
+    #[error("tensor `{tensor}` has elements of type {dtype}, which is not supported")]
+    Dtype {
+        /// Name of the tensor.
+        tensor: String,
+        /// Name of its type as the file gives it.
+        dtype: String,
+    },
+    /// A tensor contradicts its storage, or cannot be represented.
+    #[error("tensor `{tensor}`: {problem}")]
+    Tensor {
+        /// Name of the tensor.
+        tensor: String,
+        /// What was wrong with it.
+        problem: String,
+    },
+}
+
+impl Reason {
+    pub(super) fn at(self, path: &Path) -> Error {
+        Error { path: path.to_path_buf(), reason: self }
+    }
+
+    pub(super) fn malformed(problem: impl Into<String>) -> Self {
+        Self::Malformed { problem: problem.into() }
+    }
+
+    pub(super) fn unsupported(feature: impl Into<String>) -> Self {
+        Self::Unsupported { feature: feature.into() }
+    }
+
+    pub(super) fn tensor(tensor: &str, problem: impl ToString) -> Self {
+        Self::Tensor { tensor: tensor.to_string(), problem: problem.to_string() }
+    }
+
+    /// An input error met while reading `within`: the end of the file there means a truncated file.
+    pub(super) fn reading(error: io::Error, within: &str) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Truncated { within: within.to_string() },
+            _ => Self::Io(error),
+        }
+    }
+}
+
+impl From<io::Error> for Reason {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        candle_core::Error::wrap(error)
+    }
+}
