@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 
 import formula
+import kinks
 import nets
 
 NUM_CLASSES = 10
 
 # (model, [n, c, h, w] in eval mode, [n, c, h, w] in train mode, [n, c, h, w] of the gradients or None where they are
-# those of the forward in train mode). Gradients must keep clear of kinks (see `kink_margin`), and the deeper a
+# those of the forward in train mode). Gradients must keep clear of kinks (see kinks.py), and the deeper a
 # network, the smaller the images must be for that. From ResNet-34 on that leaves too little to normalise a batch
 # by, and the gradients are those in eval mode, with the running statistics.
 CASES = [
@@ -52,9 +53,6 @@ CASES = [
 # more than the first and last block of each stage.
 MAX_GRADS = 180
 
-# No ReLU or max-pool decides within this many times the rounding error of f32.
-MARGIN = 5
-
 
 def build(name, shape, dtype):
     return formula.fill(nets.build(name, shape[1:], NUM_CLASSES), dtype)
@@ -76,53 +74,13 @@ def gradients(name, images, shape, dtype, train):
     return loss.item(), {k: p.grad for k, p in model.named_parameters()}
 
 
-def decisions(name, images, shape, dtype, train):
-    """What each ReLU and max-pool of a forward decides on: its distance from the kink, per element."""
-    distances = []
-    relu, max_pool2d = F.relu, F.max_pool2d
-
-    def spy_relu(xs, inplace=False):
-        distances.append(xs.clone())
-        return relu(xs)
-
-    def spy_max_pool2d(xs, kernel, stride=None, padding=0, dilation=1, **rest):
-        # Padding never wins, and a window that is zero throughout behind a ReLU decides nothing.
-        windows = F.unfold(F.pad(xs, (padding,) * 4, value=-1e30), kernel, stride=stride or kernel)
-        top = windows.view(xs.shape[0], xs.shape[1], kernel * kernel, -1).topk(2, dim=2).values
-        gap = top[:, :, 0] - top[:, :, 1]
-        distances.append(torch.where((gap == 0) | (gap > 1e20), torch.inf, gap))
-        return max_pool2d(xs, kernel, stride, padding, dilation, **rest)
-
-    F.relu, F.max_pool2d = spy_relu, spy_max_pool2d
-    try:
-        forward(name, images, shape, dtype, train)
-    finally:
-        F.relu, F.max_pool2d = relu, max_pool2d
-    return distances
-
-
-def kink_margin(name, images, shape, train):
-    """The smallest distance from a kink, in units of the error that f32 makes there.
-
-    An element within rounding of the kink of a ReLU or a max-pool falls on either side of it in f32, and a single
-    one moves most gradients of a deep network by a percent, whoever computes them.
-    """
-    exact = decisions(name, images, shape, torch.float64, train)
-    single = decisions(name, images, shape, torch.float32, train)
-    margin = float("inf")
-    for a, b in zip(exact, single):
-        finite = torch.isfinite(a) & torch.isfinite(b)
-        error = (a - b)[finite].square().mean().sqrt().item()
-        margin = min(margin, a[finite].abs().min().item() / error)
-    return margin
-
-
 def clear_images(name, shape, train):
     """The first of "input", "input.1", "input.2", … whose images keep clear of kinks, and their margin."""
+    model = build(name, shape, torch.float64).train(train)
     for attempt in range(200):
         images = f"input.{attempt}" if attempt else "input"
-        margin = kink_margin(name, images, shape, train)
-        if margin >= MARGIN:
+        margin = kinks.margin(model, formula.tensor(images, shape))
+        if margin >= kinks.CLEAR:
             return images, margin
     raise SystemExit(f"{name} at {shape}: no images keep clear of kinks; use smaller ones")
 
