@@ -1,0 +1,74 @@
+//! Every CPU kernel against its reference in f64: outputs and all gradients, in f32 and bf16.
+
+mod cases;
+
+use candle_core::{DType, Result, Tensor};
+use cases::{Case, evaluate};
+use zoo_ops::with_reference;
+
+/// Largest difference over the root mean square of the expected values.
+fn max_error(found: &Tensor, expected: &Tensor) -> Result<f64> {
+    assert_eq!(found.dims(), expected.dims());
+    if found.elem_count() == 0 {
+        return Ok(0.0);
+    }
+    let largest = (found - expected)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+    let rms = expected.sqr()?.mean_all()?.to_scalar::<f64>()?.sqrt();
+    Ok(if largest == 0.0 { 0.0 } else { largest / rms.max(1e-30) })
+}
+
+/// Relative error in the Euclidean norm.
+fn l2_error(found: &Tensor, expected: &Tensor) -> Result<f64> {
+    let norm = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f64>().map(f64::sqrt);
+    let difference = norm(&(found - expected)?)?;
+    Ok(if difference == 0.0 { 0.0 } else { difference / norm(expected)?.max(1e-30) })
+}
+
+fn compare(
+    case: &Case,
+    dtype: DType,
+    bound: f64,
+    error: impl Fn(&Tensor, &Tensor) -> Result<f64>,
+) -> Result<Vec<String>> {
+    // Where bf16 rounds a value onto a kink, its derivative jumps; and sums over a handful of values cancel.
+    let rough = ["Relu6", "HardSwish", "[3, 1, 2, 3]"].iter().any(|part| case.name.contains(part));
+    let bound = if dtype == DType::BF16 && rough { 0.1 } else { bound };
+    let (output, gradients) = evaluate(case, dtype, DType::F32)?;
+    let (expected, expected_gradients) = with_reference(|| evaluate(case, DType::F64, DType::F64))?;
+    let mut failures = Vec::new();
+    let mut check = |what: String, found: &Tensor, expected: &Tensor| -> Result<()> {
+        let error = error(found, expected)?;
+        if error.is_nan() || error > bound {
+            failures.push(format!("{}: {what} off by {error:.1e}", case.name));
+        }
+        Ok(())
+    };
+    check("output".into(), &output, &expected)?;
+    for (i, (found, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
+        check(format!("gradient {i}"), found, expected)?;
+    }
+    Ok(failures)
+}
+
+fn run_all(dtype: DType, bound: f64, error: impl Fn(&Tensor, &Tensor) -> Result<f64>) -> Result<()> {
+    let mut failures = Vec::new();
+    for case in cases::all() {
+        match compare(&case, dtype, bound, &error) {
+            Ok(found) => failures.extend(found),
+            Err(error) => failures.push(format!("{}: {error}", case.name)),
+        }
+    }
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn f32_kernels_equal_the_reference() -> Result<()> {
+    run_all(DType::F32, 3e-5, max_error)
+}
+
+/// bf16 keeps 8 bits: half a unit in the last place is 0.2 %, and gradients pass several roundings.
+#[test]
+fn bf16_kernels_equal_the_reference() -> Result<()> {
+    run_all(DType::BF16, 1.5e-2, l2_error)
+}
