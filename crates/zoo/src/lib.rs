@@ -13,4 +13,4 @@ pub mod weights;
 
 pub use model::{Config, Model, Network, Stem};
 pub use params::Params;
-pub use registry::{Spec, find, list, registry};
+pub use registry::{Build, Spec, find, list, registry};

@@ -80,6 +80,9 @@ impl Model {
         if config.num_classes == 0 || config.in_chans == 0 {
             bail!("{name}: the numbers of classes and of input channels must be at least 1");
         }
+        if config.image_size.0 == 0 || config.image_size.1 == 0 {
+            bail!("{name}: images of {}x{} pixels", config.image_size.0, config.image_size.1);
+        }
         let network = (spec.build)(&config, vb)?;
         Ok(Self { spec, config, network })
     }
@@ -93,9 +96,15 @@ impl Model {
         if c != self.config.in_chans {
             bail!("{}: expected images of {} channels, found {c}", self.spec.name, self.config.in_chans);
         }
-        let logits = self.network.forward(xs, train)?;
-        debug_assert_eq!(logits.dims().3, self.config.num_classes, "{h}x{w}");
-        logits.to_logits()
+        match self.network.forward(xs, train) {
+            Ok(logits) => logits.to_logits(),
+            // Most failures come from images of another size than those that a linear layer was built for.
+            Err(error) if (h, w) != self.config.image_size => {
+                let (name, expected) = (self.spec.name, self.config.image_size);
+                bail!("{name}, built for images of {}x{}, was given {h}x{w}: {error}", expected.0, expected.1)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The registry entry.

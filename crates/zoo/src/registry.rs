@@ -7,10 +7,9 @@ use candle_nn::VarBuilder;
 use std::sync::OnceLock;
 
 /// Builds a network's layers.
-pub type Build = fn(&Config, VarBuilder<'_>) -> Result<Box<dyn Network>>;
+pub type Build = Box<dyn Fn(&Config, VarBuilder<'_>) -> Result<Box<dyn Network>> + Send + Sync>;
 
 /// A registered model.
-#[derive(Debug, Clone)]
 pub struct Spec {
     /// Its name on the command line.
     pub name: &'static str,
@@ -20,12 +19,23 @@ pub struct Spec {
     pub input: [usize; 3],
     /// Classes it was published for.
     pub num_classes: usize,
+    /// Path of the first layer, whose weight has a column per input channel (or per input value).
+    pub stem: &'static str,
+    /// Path of the last layer, whose weight has a row per class.
+    pub head: &'static str,
     /// Builds its layers.
     pub build: Build,
 }
 
+impl std::fmt::Debug for Spec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spec").field("name", &self.name).field("family", &self.family).finish_non_exhaustive()
+    }
+}
+
 /// One line per family.
-const FAMILIES: &[fn() -> Vec<Spec>] = &[models::lenet::specs];
+const FAMILIES: &[fn() -> Vec<Spec>] =
+    &[models::cifar_resnet::specs, models::lenet::specs, models::mlp::specs, models::resnet::specs];
 
 /// All models, sorted by family and then in the family's own order.
 pub fn registry() -> &'static [Spec] {

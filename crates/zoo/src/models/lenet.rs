@@ -12,13 +12,9 @@ use candle_core::{Result, bail};
 use candle_nn::VarBuilder;
 use zoo_ops::{Activation::Relu, Conv2dConfig, FeatureMap, Window2d, activation, flatten, max_pool2d};
 
-pub(crate) fn specs() -> Vec<Spec> {
-    let spec = |name, build| Spec { name, family: "lenet", input: [1, 28, 28], num_classes: 10, build };
-    vec![spec("lenet5", build::<0>), spec("caffe_lenet", build::<1>)]
-}
-
 /// A row of the table below.
 struct Variant {
+    name: &'static str,
     /// Output channels of the two 5×5 convolutions, each followed by a 2×2 max-pool.
     convs: [usize; 2],
     /// Names and widths of the hidden linear layers; the output layer's name.
@@ -31,6 +27,7 @@ struct Variant {
 
 const VARIANTS: [Variant; 2] = [
     Variant {
+        name: "lenet5",
         convs: [6, 16],
         hidden: &[("fc1", 120), ("fc2", 84)],
         output: "fc3",
@@ -39,6 +36,7 @@ const VARIANTS: [Variant; 2] = [
     },
     // BVLC Caffe, examples/mnist/lenet_train_test.prototxt; keys are its layer names.
     Variant {
+        name: "caffe_lenet",
         convs: [20, 50],
         hidden: &[("ip1", 500)],
         output: "ip2",
@@ -47,6 +45,19 @@ const VARIANTS: [Variant; 2] = [
     },
 ];
 
+pub(crate) fn specs() -> Vec<Spec> {
+    let spec = |variant: &'static Variant| Spec {
+        name: variant.name,
+        family: "lenet",
+        input: [1, 28, 28],
+        num_classes: 10,
+        stem: "conv1",
+        head: variant.output,
+        build: Box::new(|config, vb| build(variant, config, vb)),
+    };
+    VARIANTS.iter().map(spec).collect()
+}
+
 struct LeNet {
     convs: [Conv2d; 2],
     hidden: Vec<Linear>,
@@ -54,8 +65,8 @@ struct LeNet {
     relu_after_convs: bool,
 }
 
-fn build<const VARIANT: usize>(config: &Config, vb: VarBuilder<'_>) -> Result<Box<dyn Network>> {
-    let Variant { convs: [c1, c2], hidden, output, relu_after_convs, pad_small_images } = &VARIANTS[VARIANT];
+fn build(variant: &Variant, config: &Config, vb: VarBuilder<'_>) -> Result<Box<dyn Network>> {
+    let Variant { name, convs: [c1, c2], hidden, output, relu_after_convs, pad_small_images } = variant;
     let (h, w) = config.image_size;
     let padding = if *pad_small_images && h.min(w) < 32 { 2 } else { 0 };
     // A 5×5 convolution and a 2×2 pool, twice.
@@ -64,7 +75,7 @@ fn build<const VARIANT: usize>(config: &Config, vb: VarBuilder<'_>) -> Result<Bo
         first.checked_sub(4).map(|second| second / 2).filter(|&out| out > 0)
     };
     let (Some(h_out), Some(w_out)) = (out(h), out(w)) else {
-        bail!("lenet: images of {h}x{w} pixels are too small");
+        bail!("{name}: images of {h}x{w} pixels are too small");
     };
     let conv1 =
         Conv2d::with_bias(config.in_chans, *c1, (5, 5), Conv2dConfig::new(1, padding), vb.pp("conv1"))?;
