@@ -9,10 +9,10 @@ type Run = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
 
 /// One operator on one shape. `run` maps the inputs to a tensor; the first input is the images [n, c, h, w],
 /// in the dtype that is tested, the others are parameters.
-pub struct Case {
-    pub name: String,
-    pub shapes: Vec<Vec<usize>>,
-    pub run: Run,
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) shapes: Vec<Vec<usize>>,
+    pub(crate) run: Run,
 }
 
 fn case(name: String, shapes: &[&[usize]], run: impl Fn(&[Tensor]) -> Result<Tensor> + 'static) -> Case {
@@ -20,7 +20,7 @@ fn case(name: String, shapes: &[&[usize]], run: impl Fn(&[Tensor]) -> Result<Ten
 }
 
 /// Standard normal values that depend on the case and the input alone.
-pub fn draw(name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+pub(crate) fn draw(name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
     let mut rng = zoo_ops::rng::stream(1, name, 0);
     let n: usize = shape.iter().product();
     let values: Vec<f32> = (0..n).map(|_| StandardNormal.sample(&mut rng)).collect();
@@ -246,7 +246,7 @@ fn others(cases: &mut Vec<Case>) {
     }));
 }
 
-pub fn all() -> Vec<Case> {
+pub(crate) fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     convs(&mut cases);
     norms(&mut cases);
@@ -257,7 +257,7 @@ pub fn all() -> Vec<Case> {
 
 /// The output of a case and the gradients of Σ output · probe with respect to each input, for inputs of which
 /// the first has `images` as its dtype and the others `params`.
-pub fn evaluate(case: &Case, images: DType, params: DType) -> Result<(Tensor, Vec<Tensor>)> {
+pub(crate) fn evaluate(case: &Case, images: DType, params: DType) -> Result<(Tensor, Vec<Tensor>)> {
     let mut vars = Vec::new();
     for (i, shape) in case.shapes.iter().enumerate() {
         let dtype = if i == 0 { images } else { params };
@@ -281,7 +281,7 @@ pub fn evaluate(case: &Case, images: DType, params: DType) -> Result<(Tensor, Ve
 }
 
 /// Σ output · probe in at least f32.
-pub fn probe(output: &Tensor) -> Result<Tensor> {
+pub(crate) fn probe(output: &Tensor) -> Result<Tensor> {
     let dtype = if output.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let probe = draw("probe", output.dims(), DType::F32)?.to_dtype(dtype)?;
     (output.to_dtype(dtype)? * probe)?.sum_all()
