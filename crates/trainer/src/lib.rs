@@ -1,1 +1,44 @@
-//! (under construction)
+//! Training and evaluating image classifiers.
+//!
+//! A [`Trainer`] is made from a [`TrainConfig`] and [`TrainData`] and keeps everything in a [`RunDir`]. It can
+//! be stopped or killed at any moment: resumed, it ends with the weights of a run that never was, bit for bit.
+//! What it does on the way it tells an [`Observer`].
+
+mod checkpoint;
+mod config;
+mod data;
+mod ema;
+mod error;
+mod evaluate;
+mod freeze;
+mod gradients;
+mod input;
+mod metrics;
+mod observer;
+mod optimizer;
+mod pass;
+mod recipes;
+mod run_dir;
+mod schedule;
+mod state;
+mod train;
+mod trainer;
+
+pub use checkpoint::{Checkpoint, CheckpointMeta, CheckpointMetrics};
+pub use config::{Precision, TrainConfig};
+pub use data::{DATA_SEED, TrainData};
+pub use ema::Ema;
+pub use error::Error;
+pub use evaluate::{EvalReport, evaluate};
+pub use gradients::Gradients;
+pub use input::Input;
+pub use metrics::{ClassAccuracy, Metrics};
+pub use observer::{EpochRecord, Observer, Outcome, RunInfo, RunSummary, StepInfo};
+pub use optimizer::{Optimizer, SgdConfig};
+pub use pass::{Pass, train_pass};
+pub use run_dir::RunDir;
+pub use schedule::{Schedule, ScheduleKind};
+pub use trainer::Trainer;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T> = std::result::Result<T, Error>;

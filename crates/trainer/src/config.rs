@@ -1,0 +1,376 @@
+//! The settings of a run.
+
+use crate::schedule::{Schedule, ScheduleKind};
+use crate::{Error, Result, recipes};
+use candle_core::DType;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use zoo_data::Augment;
+
+/// In which precision activations are kept. Parameters, their gradients and the loss are always f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// Brain floats: 8 bits of precision in the range of f32, half the memory.
+    Bf16,
+}
+
+impl Precision {
+    /// candle's name for it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// Everything that decides a run. The fields are the keys of a recipe and of a run's `config.toml`.
+///
+/// A field that is `None` is filled in from the data set or is the model's own default; `config.toml` holds
+/// the values that were filled in. Where a recipe may have to be overruled by "not at all", 0 means that.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// A name of the registry.
+    pub model: String,
+    /// A name of the data catalogue.
+    pub dataset: String,
+    /// The folder with the data set's files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+
+    /// How often every training image is used.
+    pub epochs: usize,
+    /// Images per forward and backward pass.
+    pub batch_size: usize,
+    /// Passes per optimizer step: a step is taken along the mean gradient of `grad_accum · batch_size` images.
+    pub grad_accum: usize,
+    /// The highest learning rate.
+    pub lr: f64,
+    /// Share of the previous direction that SGD keeps.
+    pub momentum: f64,
+    /// Whether SGD looks one momentum step ahead.
+    pub nesterov: bool,
+    /// Multiple of each weight that is added to its gradient; biases and normalisation parameters are spared.
+    pub weight_decay: f64,
+    /// The course of the learning rate.
+    pub schedule: ScheduleKind,
+    /// Where the step schedule reduces the rate, as shares of the run.
+    pub milestones: Vec<f64>,
+    /// What the step schedule multiplies the rate by at each milestone.
+    pub gamma: f64,
+    /// Epochs of warm-up; need not be whole.
+    pub warmup_epochs: f64,
+    /// Share of each target that is spread over all classes.
+    pub label_smoothing: f64,
+    /// Probability of dropout, in networks that have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+    /// Random changes to training images.
+    #[serde(with = "augment_name")]
+    pub augment: Augment,
+    /// Decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0 for
+    /// none.
+    pub ema: f64,
+    /// Largest L2 norm of the gradient of all parameters together; 0 for no limit.
+    pub clip_grad: f64,
+
+    /// Share of the training images that is held out and evaluated on in place of the test images; 0 for none.
+    pub val_fraction: f64,
+    /// At most so many training images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_train: Option<usize>,
+    /// At most so many images to evaluate on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_test: Option<usize>,
+    /// Whether each epoch has a new order.
+    pub shuffle: bool,
+    /// A weight file to start from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<PathBuf>,
+    /// Parameters that stay as they are: their names or a module's, with `*` for any characters and `?` for one.
+    pub freeze: Vec<String>,
+
+    /// Classes of the head; by default those of the data set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_classes: Option<usize>,
+    /// Channels of the input, 1 or 3; by default those of the data set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_chans: Option<usize>,
+    /// Side of the input; by default that of the data set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<usize>,
+    /// Mean per channel, of pixels in [0, 1]; by default that of the data set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean: Option<Vec<f64>>,
+    /// Standard deviation per channel, of pixels in [0, 1]; by default that of the data set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub std: Option<Vec<f64>>,
+
+    /// Decides initial weights, order, augmentation and dropout.
+    pub seed: u64,
+    /// Precision of activations.
+    pub dtype: Precision,
+    /// Threads to compute with; by default one per core. Has no influence on the result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Steps between the step lines in `metrics.jsonl`; 0 for none.
+    pub log_every: usize,
+    /// Steps between saves inside an epoch; 0 saves by time, about once a minute. Has no influence on the
+    /// result.
+    pub save_every: usize,
+}
+
+impl Default for TrainConfig {
+    /// What applies where no recipe says otherwise; without a model.
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            dataset: "cifar10".into(),
+            data_dir: None,
+            epochs: 10,
+            batch_size: 128,
+            grad_accum: 1,
+            lr: 0.1,
+            momentum: 0.9,
+            nesterov: true,
+            weight_decay: 5e-4,
+            schedule: ScheduleKind::Cosine,
+            milestones: vec![0.5, 0.75],
+            gamma: 0.1,
+            warmup_epochs: 1.0,
+            label_smoothing: 0.0,
+            dropout: None,
+            augment: Augment::Standard,
+            ema: 0.0,
+            clip_grad: 0.0,
+            val_fraction: 0.0,
+            limit_train: None,
+            limit_test: None,
+            shuffle: true,
+            weights: None,
+            freeze: Vec::new(),
+            num_classes: None,
+            in_chans: None,
+            image_size: None,
+            mean: None,
+            std: None,
+            seed: 0,
+            dtype: Precision::F32,
+            threads: None,
+            log_every: 0,
+            save_every: 0,
+        }
+    }
+}
+
+/// Settings that a resumed run may change: they do not touch the weights.
+const CHANGEABLE: [&str; 4] = ["data_dir", "threads", "log_every", "save_every"];
+
+/// The largest seed: TOML has signed integers.
+const MAX_SEED: u64 = i64::MAX as u64;
+
+impl TrainConfig {
+    /// The settings of a new run: `flags` before `recipe` before the recipe that comes with the model and data
+    /// set before the defaults. Keys are the fields of this type; `flags` needs `model` unless `recipe` has it.
+    ///
+    /// # Errors
+    /// Names the key that is unknown, missing, of the wrong type or out of range.
+    pub fn resolve(recipe: Option<&Path>, flags: &toml::Table) -> Result<Self> {
+        let mut explicit = toml::Table::new();
+        if let Some(path) = recipe {
+            explicit.extend(read_table(path)?);
+        }
+        check_keys(flags, "the command line")?;
+        explicit.extend(flags.clone());
+        let text = |key: &str| explicit.get(key).and_then(toml::Value::as_str);
+        let Some(model) = text("model") else {
+            return Err(Error::config("model", "not given; `zoo list` shows all models"));
+        };
+        let family = zoo::find(model)?.family;
+        let default_dataset = Self::default().dataset;
+        let dataset = text("dataset").unwrap_or(&default_dataset);
+        let mut table = recipes::defaults(family, model, dataset)?;
+        table.extend(explicit);
+        Self::from_table(table, "settings")
+    }
+
+    /// Reads settings in TOML; `origin` names the text in errors.
+    ///
+    /// # Errors
+    /// Names the key that is unknown, of the wrong type or out of range.
+    pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
+        Self::from_table(parse_table(text, origin)?, origin)
+    }
+
+    fn from_table(table: toml::Table, origin: &str) -> Result<Self> {
+        let config = unchecked(table, origin)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads a `config.toml` or a whole recipe.
+    ///
+    /// # Errors
+    /// If the file cannot be read, and as [`TrainConfig::from_toml`].
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::from_table(read_table(path)?, &path.display().to_string())
+    }
+
+    /// The settings in TOML, from which [`TrainConfig::from_toml`] makes the same settings.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("scalars and arrays of scalars always have a TOML form")
+    }
+
+    /// Checks what can be checked without the data set.
+    ///
+    /// # Errors
+    /// Names the first setting that makes no sense.
+    pub fn validate(&self) -> Result<()> {
+        if self.model.is_empty() {
+            return Err(Error::config("model", "not given; `zoo list` shows all models"));
+        }
+        let positive = [
+            ("epochs", Some(self.epochs)),
+            ("batch_size", Some(self.batch_size)),
+            ("grad_accum", Some(self.grad_accum)),
+            ("limit_train", self.limit_train),
+            ("limit_test", self.limit_test),
+            ("num_classes", self.num_classes),
+            ("in_chans", self.in_chans),
+            ("image_size", self.image_size),
+            ("threads", self.threads),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == Some(0)) {
+            return Err(Error::config(key, "must be at least 1, found 0"));
+        }
+        self.validate_rates()?;
+        if self.nesterov && self.momentum == 0.0 {
+            return Err(Error::config("nesterov", "needs a momentum above 0"));
+        }
+        for (key, values) in [("mean", &self.mean), ("std", &self.std)] {
+            let fits = |v: &f64| v.is_finite() && (key == "mean" || *v > 0.0);
+            if let Some(value) = values.iter().flatten().find(|v| !fits(v)) {
+                let range = if key == "mean" { "finite" } else { "finite and above 0" };
+                return Err(Error::config(key, format!("each value must be {range}, found {value}")));
+            }
+        }
+        if self.seed > MAX_SEED {
+            return Err(Error::config("seed", format!("must be at most {MAX_SEED}, found {}", self.seed)));
+        }
+        Ok(())
+    }
+
+    fn validate_rates(&self) -> Result<()> {
+        let non_negative = [
+            ("lr", self.lr),
+            ("weight_decay", self.weight_decay),
+            ("warmup_epochs", self.warmup_epochs),
+            ("clip_grad", self.clip_grad),
+            ("gamma", self.gamma),
+        ];
+        // Written so that NaN is refused.
+        if let Some((key, value)) = non_negative.iter().find(|(_, v)| !(*v >= 0.0 && v.is_finite())) {
+            return Err(Error::config(key, format!("must be a finite number of at least 0, found {value}")));
+        }
+        let mut shares = vec![
+            ("momentum", self.momentum),
+            ("ema", self.ema),
+            ("val_fraction", self.val_fraction),
+            ("label_smoothing", self.label_smoothing),
+            ("dropout", self.dropout.unwrap_or(0.0)),
+        ];
+        shares.extend(self.milestones.iter().map(|&milestone| ("milestones", milestone)));
+        if let Some((key, value)) = shares.iter().find(|(_, v)| !(0.0..1.0).contains(v)) {
+            return Err(Error::config(key, format!("must be at least 0 and below 1, found {value}")));
+        }
+        Ok(())
+    }
+
+    /// The course of the learning rate over the run.
+    pub fn schedule(&self, steps_per_epoch: u64) -> Schedule {
+        Schedule {
+            kind: self.schedule,
+            lr: self.lr,
+            total_steps: steps_per_epoch * self.epochs as u64,
+            warmup_steps: (self.warmup_epochs * steps_per_epoch as f64).round() as u64,
+            milestones: self.milestones.clone(),
+            gamma: self.gamma,
+        }
+    }
+
+    /// The first setting that differs from `other` although a resumed run must keep it: (key, this, other).
+    pub(crate) fn conflict(&self, other: &Self) -> Option<(String, String, String)> {
+        let table = |config: &Self| toml::Table::try_from(config).unwrap_or_default();
+        let (ours, theirs) = (table(self), table(other));
+        let shown = |table: &toml::Table, key| table.get(key).map_or("not set".into(), ToString::to_string);
+        ours.keys()
+            .chain(theirs.keys())
+            .find(|key| !CHANGEABLE.contains(&key.as_str()) && ours.get(*key) != theirs.get(*key))
+            .map(|key| (key.clone(), shown(&ours, key), shown(&theirs, key)))
+    }
+}
+
+/// Parses TOML; an error is one line with the place.
+pub(crate) fn parse_table(text: &str, origin: &str) -> Result<toml::Table> {
+    text.parse::<toml::Table>().map_err(|error| {
+        let line =
+            error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        Error::Recipe {
+            origin: origin.into(),
+            problem: format!("line {line}: {}", one_line(error.message())),
+        }
+    })
+}
+
+fn read_table(path: &Path) -> Result<toml::Table> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let origin = path.display().to_string();
+    let table = parse_table(&text, &origin)?;
+    check_keys(&table, &origin)?;
+    Ok(table)
+}
+
+/// That a part of the settings has known keys with values of the right types.
+fn check_keys(table: &toml::Table, origin: &str) -> Result<()> {
+    unchecked(table.clone(), origin).map(drop)
+}
+
+fn unchecked(table: toml::Table, origin: &str) -> Result<TrainConfig> {
+    // One key at a time, because the error of a whole table does not say which key has the wrong type.
+    for (key, value) in &table {
+        let single = toml::Table::from_iter([(key.clone(), value.clone())]);
+        if let Err(error) = single.try_into::<TrainConfig>() {
+            let message = one_line(error.message());
+            let problem =
+                if message.contains(&format!("`{key}`")) { message } else { format!("{key}: {message}") };
+            return Err(Error::Recipe { origin: origin.into(), problem });
+        }
+    }
+    table.try_into().map_err(|error: toml::de::Error| Error::Recipe {
+        origin: origin.into(),
+        problem: one_line(error.message()),
+    })
+}
+
+fn one_line(message: &str) -> String {
+    message.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+/// `Augment` by name, as on the command line.
+mod augment_name {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use zoo_data::Augment;
+
+    pub(super) fn serialize<S: Serializer>(augment: &Augment, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(augment)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Augment, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}

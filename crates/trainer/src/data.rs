@@ -1,0 +1,86 @@
+//! The images of a run.
+
+use crate::input::Input;
+use crate::{Error, Result, TrainConfig};
+use zoo::Spec;
+use zoo_data::{Augment, Dataset, Loader, LoaderConfig, Meta, Split};
+
+/// The seed that draws the set `shapes` and decides which images a limit or a held-out share takes. It is the
+/// same in every run, so that runs with different seeds are measured on the same images.
+pub const DATA_SEED: u64 = 0;
+
+/// The images to train and to evaluate on.
+#[derive(Debug, Clone)]
+pub struct TrainData {
+    /// To train on.
+    pub train: Dataset,
+    /// To evaluate on.
+    pub val: Dataset,
+}
+
+impl TrainData {
+    /// Opens what the settings name: the training split, and the test split or a share of the training split.
+    ///
+    /// # Errors
+    /// If the data set cannot be opened or is too small for the settings.
+    pub fn open(config: &TrainConfig) -> Result<Self> {
+        let open = |split| zoo_data::open(&config.dataset, split, config.data_dir.as_deref(), DATA_SEED);
+        let all = open(Split::Train)?;
+        let (train, val) = if config.val_fraction > 0.0 {
+            all.hold_out(config.val_fraction, DATA_SEED)?
+        } else {
+            (all, open(Split::Test)?)
+        };
+        let limit = |set: Dataset, n: Option<usize>| n.map_or(set.clone(), |n| set.limit(n, DATA_SEED));
+        Ok(Self { train: limit(train, config.limit_train), val: limit(val, config.limit_test) })
+    }
+
+    pub(crate) fn loaders(&self, config: &TrainConfig) -> Result<(Loader, Loader)> {
+        let base = LoaderConfig {
+            image_size: config.image_size,
+            in_chans: config.in_chans,
+            ..LoaderConfig::new(config.batch_size, config.seed)
+        };
+        let train = LoaderConfig { shuffle: config.shuffle, augment: config.augment, ..base.clone() };
+        let val = LoaderConfig { augment: Augment::None, ..base };
+        Ok((Loader::new(self.train.clone(), train)?, Loader::new(self.val.clone(), val)?))
+    }
+}
+
+/// Fills in what depends on the model and the data set, and says what the network takes.
+pub(crate) fn complete(config: &mut TrainConfig, spec: &Spec, meta: &Meta) -> Result<Input> {
+    let classes = meta.classes.len();
+    let num_classes = *config.num_classes.get_or_insert(classes);
+    if num_classes < classes {
+        let problem = format!("must be at least the {classes} classes of {}, found {num_classes}", meta.name);
+        return Err(Error::config("num_classes", problem));
+    }
+    let in_chans = *config.in_chans.get_or_insert(meta.shape[0]);
+    let side = if meta.fixed_size { meta.shape[1] } else { spec.input[1] };
+    let image_size = *config.image_size.get_or_insert(side);
+    let mean = config.mean.get_or_insert_with(|| decimal(&with_channels(&meta.mean, in_chans)));
+    let std = config.std.get_or_insert_with(|| decimal(&with_channels(&meta.std, in_chans)));
+    for (key, values) in [("mean", &*mean), ("std", &*std)] {
+        if values.len() != in_chans {
+            let problem = format!("needs a value for each of {in_chans} channels, found {}", values.len());
+            return Err(Error::config(key, problem));
+        }
+    }
+    let single = |values: &[f64]| values.iter().map(|&v| v as f32).collect();
+    let preprocess = zoo_data::Preprocess::for_dataset(meta, image_size, in_chans);
+    Ok(Input { in_chans, image_size, resize: preprocess.resize, mean: single(mean), std: single(std) })
+}
+
+/// Statistics for another number of channels: repeated, or averaged, which is close enough to normalise by.
+fn with_channels(values: &[f32], channels: usize) -> Vec<f32> {
+    match (values.len(), channels) {
+        (1, c) => vec![values[0]; c],
+        (n, 1) => vec![values.iter().sum::<f32>() / n as f32],
+        _ => values.to_vec(),
+    }
+}
+
+/// The shortest decimals that are these floats, so that `config.toml` has 0.4914 and not 0.49140000343322754.
+fn decimal(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| v.to_string().parse().unwrap_or(f64::from(*v))).collect()
+}

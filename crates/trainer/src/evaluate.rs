@@ -1,0 +1,65 @@
+//! Accuracy and loss over a whole data set.
+
+use crate::Result;
+use crate::input::Input;
+use crate::metrics::{ClassAccuracy, Metrics};
+use candle_core::{DType, Device};
+use serde::Serialize;
+use std::ops::ControlFlow;
+use std::time::Instant;
+use zoo::Model;
+use zoo_data::Loader;
+
+/// The result of an evaluation. Accuracies in percent.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EvalReport {
+    /// Images evaluated.
+    pub n: u64,
+    /// Percent of images whose class has the highest logit.
+    pub top1: f64,
+    /// Percent of images whose class is among the five highest logits.
+    pub top5: f64,
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// Images per second, reading them included.
+    pub images_per_second: f64,
+    /// Seconds it took.
+    pub elapsed_s: f64,
+    /// Each class's accuracy.
+    pub per_class: Vec<ClassAccuracy>,
+}
+
+/// Evaluates a model on every image of a loader, once, without dropout and with running statistics.
+///
+/// `progress` hears after each batch how many images are done, and may break off: then there is no report.
+///
+/// # Errors
+/// If images cannot be read or do not fit the model.
+pub fn evaluate(
+    model: &Model,
+    loader: &Loader,
+    input: &Input,
+    (dtype, device): (DType, &Device),
+    mut progress: impl FnMut(usize) -> ControlFlow<()>,
+) -> Result<Option<EvalReport>> {
+    let start = Instant::now();
+    let mut metrics = Metrics::default();
+    for batch in loader.epoch(0, 0) {
+        let batch = batch?;
+        let logits = model.forward(&input.normalise(&batch, dtype, device)?, false)?;
+        metrics.update(&logits, &batch.labels)?;
+        if progress(metrics.n as usize).is_break() {
+            return Ok(None);
+        }
+    }
+    let elapsed_s = start.elapsed().as_secs_f64();
+    Ok(Some(EvalReport {
+        n: metrics.n,
+        top1: metrics.top1_percent(),
+        top5: metrics.top5_percent(),
+        loss: metrics.mean_loss(),
+        images_per_second: metrics.n as f64 / elapsed_s.max(1e-9),
+        elapsed_s,
+        per_class: metrics.class_accuracies(&loader.dataset().meta().classes),
+    }))
+}

@@ -1,0 +1,96 @@
+//! The gradients of one optimizer step.
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor, Var};
+use rayon::prelude::*;
+
+/// A gradient for each of a list of parameters, in the list's order; `None` where the loss does not depend on
+/// the parameter.
+#[derive(Debug, Clone, Default)]
+pub struct Gradients(Vec<Option<Tensor>>);
+
+/// Elements whose squares are summed one after the other, so that the order of a sum does not depend on the
+/// number of threads.
+const CHUNK: usize = 16 * 1024;
+
+/// What PyTorch's `clip_grad_norm_` adds to the norm before it divides.
+const CLIP_EPSILON: f64 = 1e-6;
+
+impl Gradients {
+    /// Takes the gradients of `parameters` out of what `backward` gave.
+    pub fn take(parameters: &[(String, Var)], mut store: GradStore) -> Self {
+        Self(parameters.iter().map(|(_, var)| store.remove(var)).collect())
+    }
+
+    /// The gradients in the order of the parameters.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<&Tensor>> {
+        self.0.iter().map(Option::as_ref)
+    }
+
+    /// Adds those of another pass over the same parameters.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn add(&mut self, other: Self) -> Result<()> {
+        if self.0.is_empty() {
+            *self = other;
+            return Ok(());
+        }
+        for (sum, term) in self.0.iter_mut().zip(other.0) {
+            *sum = match (sum.take(), term) {
+                (Some(sum), Some(term)) => Some((sum + term)?),
+                (sum, term) => sum.or(term),
+            };
+        }
+        Ok(())
+    }
+
+    /// Multiplies all of them.
+    ///
+    /// # Errors
+    /// If the device cannot compute.
+    pub fn scale(&mut self, factor: f64) -> Result<()> {
+        for gradient in self.0.iter_mut().flatten() {
+            *gradient = gradient.affine(factor, 0.0)?;
+        }
+        Ok(())
+    }
+
+    /// The L2 norm of all of them together, as of one long vector.
+    ///
+    /// # Errors
+    /// If the device cannot compute.
+    pub fn norm(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for gradient in self.0.iter().flatten() {
+            sum += sum_of_squares(gradient)?;
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// Scales all of them down by one factor if their norm is above `max_norm`, as PyTorch's
+    /// `clip_grad_norm_`. Gives the norm from before.
+    ///
+    /// # Errors
+    /// If the device cannot compute.
+    pub fn clip(&mut self, max_norm: f64) -> Result<f64> {
+        let norm = self.norm()?;
+        let factor = max_norm / (norm + CLIP_EPSILON);
+        if factor < 1.0 {
+            self.scale(factor)?;
+        }
+        Ok(norm)
+    }
+}
+
+fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
+    let tensor = tensor.contiguous()?;
+    if let (Storage::Cpu(CpuStorage::F32(all)), layout) = (&*tensor.storage_and_layout().0, tensor.layout())
+        && let Some((start, end)) = layout.contiguous_offsets()
+    {
+        let square = |piece: &[f32]| piece.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
+        let sums: Vec<f64> = all[start..end].par_chunks(CHUNK).map(square).collect();
+        return Ok(sums.iter().sum());
+    }
+    tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar()
+}

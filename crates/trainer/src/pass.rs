@@ -1,0 +1,38 @@
+//! One forward and backward pass.
+
+use candle_core::backprop::GradStore;
+use candle_core::{Result, Tensor};
+use zoo::Model;
+use zoo_ops::{FeatureMap, Targets, cross_entropy};
+
+/// What a pass over a batch gives.
+#[derive(Debug)]
+pub struct Pass {
+    /// Mean loss over the batch.
+    pub loss: f64,
+    /// [n, classes], without the graph behind them.
+    pub logits: Tensor,
+    /// Gradients of `scale` times the mean loss.
+    pub gradients: GradStore,
+}
+
+/// Runs a model forward in training mode and backward. The gradients are those of the mean cross-entropy times
+/// `scale`, so that passes over the parts of a large batch can be added up. The graph is freed before this
+/// returns.
+///
+/// # Errors
+/// If the images do not fit the model, or a label its classes.
+pub fn train_pass(
+    model: &Model,
+    xs: &FeatureMap,
+    labels: &[u32],
+    label_smoothing: f64,
+    scale: f64,
+) -> Result<Pass> {
+    let logits = model.forward(xs, true)?;
+    let labels = Tensor::new(labels, logits.device())?;
+    let loss = cross_entropy(&logits, &Targets::Classes(labels), label_smoothing, None)?;
+    let value = loss.to_scalar::<f32>()?;
+    let gradients = if scale == 1.0 { loss.backward()? } else { loss.affine(scale, 0.0)?.backward()? };
+    Ok(Pass { loss: f64::from(value), logits: logits.detach(), gradients })
+}

@@ -1,0 +1,65 @@
+//! The recipes that come with the program: `models/recipes/*.toml`, and defaults for whole families.
+
+use crate::Result;
+use crate::config::parse_table;
+
+macro_rules! recipe {
+    ($name:literal) => {
+        ($name, include_str!(concat!("../../../models/recipes/", $name, ".toml")))
+    };
+}
+
+/// (model-dataset, the recipe of one training run).
+const RECIPES: &[(&str, &str)] =
+    &[recipe!("lenet5-mnist"), recipe!("cifar_resnet20-cifar10"), recipe!("resnet18-cifar10")];
+
+/// (family, settings in TOML) where the general defaults do not suit. Networks without normalisation need a
+/// lower rate than those with it.
+const FAMILIES: &[(&str, &str)] = &[
+    ("lenet", "batch_size = 64\nlr = 0.02\naugment = \"none\""),
+    ("mlp", "batch_size = 64\nlr = 0.02\naugment = \"none\""),
+    ("softmax", "batch_size = 64\nlr = 0.01\naugment = \"none\""),
+    ("cifar_resnet", "weight_decay = 1e-4"),
+];
+
+/// What the general defaults are changed to for a model on a data set.
+pub(crate) fn defaults(family: &str, model: &str, dataset: &str) -> Result<toml::Table> {
+    let mut table = toml::Table::new();
+    let of_family = FAMILIES.iter().find(|(name, _)| *name == family);
+    let of_run = RECIPES.iter().find(|(name, _)| *name == format!("{model}-{dataset}"));
+    for (name, text) in of_family.into_iter().chain(of_run) {
+        table.extend(parse_table(text, name)?);
+    }
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TrainConfig;
+    use std::path::Path;
+
+    #[test]
+    fn every_recipe_of_the_folder_is_in_the_table_and_valid() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/recipes");
+        let mut found = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            assert!(RECIPES.iter().any(|(known, _)| *known == name), "{name} is not in RECIPES");
+            let config = TrainConfig::read(&path).unwrap();
+            assert_eq!(format!("{}-{}", config.model, config.dataset), name);
+            found += 1;
+        }
+        assert_eq!(found, RECIPES.len());
+    }
+
+    #[test]
+    fn a_recipe_beats_its_family_and_a_family_the_defaults() {
+        let of_family = defaults("lenet", "lenet5", "shapes").unwrap();
+        assert_eq!(of_family["batch_size"].as_integer(), Some(64));
+        let of_run = defaults("lenet", "lenet5", "mnist").unwrap();
+        assert_eq!(of_run["dataset"].as_str(), Some("mnist"));
+        assert!(defaults("vgg", "vgg16", "shapes").unwrap().is_empty());
+    }
+}

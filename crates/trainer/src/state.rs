@@ -1,0 +1,148 @@
+//! The state of a run, in one file that is enough to go on from.
+//!
+//! The weights are in it too, although `last.safetensors` may have them: a process killed between writing two
+//! files must not leave a pair that does not belong together.
+
+use crate::ema::Ema;
+use crate::observer::EpochRecord;
+use crate::optimizer::Optimizer;
+use crate::{Error, Result, RunDir, TrainConfig};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use zoo::Params;
+use zoo::weights::{self, StateDict};
+
+/// The version of the file's layout.
+const FORMAT: &str = "1";
+
+/// Prefixes of tensor names.
+const WEIGHTS: &str = "weights/";
+const VELOCITY: &str = "velocity/";
+const AVERAGE: &str = "average/";
+
+/// Where a run stands, apart from its tensors.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    /// Epochs completed, evaluation included.
+    pub(crate) epoch: u64,
+    /// Batches of the next epoch that are used up.
+    pub(crate) batch: usize,
+    /// Optimizer steps taken.
+    pub(crate) step: u64,
+    /// Dropout masks drawn.
+    pub(crate) noise_calls: u64,
+    /// Training images there are: a resumed run must have as many.
+    pub(crate) train_images: usize,
+    /// Length of `metrics.jsonl` in bytes.
+    pub(crate) metrics_len: u64,
+    /// Seconds of training and evaluating so far.
+    pub(crate) elapsed_s: f64,
+    /// Learning rate of the last step.
+    pub(crate) lr: f64,
+    /// Sums over the part of the epoch that is done.
+    pub(crate) sums: EpochSums,
+    /// The best epoch so far.
+    pub(crate) best: Option<Best>,
+    /// The last completed epoch.
+    pub(crate) last: Option<EpochRecord>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct EpochSums {
+    /// Images.
+    pub(crate) n: u64,
+    /// Top-1 hits.
+    pub(crate) top1: u64,
+    /// Sum of the images' losses.
+    pub(crate) loss: f64,
+    /// Seconds of training.
+    pub(crate) seconds: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Best {
+    /// Counted from 1.
+    pub(crate) epoch: u64,
+    /// In percent.
+    pub(crate) top1: f64,
+}
+
+/// Writes the state, atomically.
+pub(crate) fn save(
+    dir: &RunDir,
+    config: &TrainConfig,
+    progress: &Progress,
+    params: &Params,
+    optimizer: &Optimizer,
+    ema: Option<&Ema>,
+) -> Result<()> {
+    let variables = params.all();
+    let weights = variables.iter().map(|(name, var)| (format!("{WEIGHTS}{name}"), var.as_tensor()));
+    let velocities = optimizer.state().map(|(name, tensor)| (format!("{VELOCITY}{name}"), tensor));
+    let averages = ema.into_iter().flat_map(Ema::state);
+    let averages = averages.map(|(name, tensor)| (format!("{AVERAGE}{name}"), tensor));
+    let tensors: Vec<(String, &Tensor)> = weights.chain(velocities).chain(averages).collect();
+    let progress = toml::to_string(progress).expect("numbers always have a TOML form");
+    let metadata = BTreeMap::from([
+        ("format_version".to_string(), FORMAT.to_string()),
+        ("config".to_string(), config.to_toml()),
+        // TOML, because its floats survive the way to text and back bit for bit.
+        ("progress".to_string(), progress),
+    ]);
+    Ok(weights::write_safetensors(&dir.file(RunDir::STATE), tensors, &metadata)?)
+}
+
+/// A state as it was read.
+pub(crate) struct Saved {
+    pub(crate) progress: Progress,
+    tensors: StateDict,
+}
+
+/// Reads the state of a run, if it got as far as having one.
+pub(crate) fn read(dir: &RunDir, config: &TrainConfig) -> Result<Option<Saved>> {
+    let path = dir.file(RunDir::STATE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let refuse = |problem: String| Error::Resume { dir: dir.path().to_path_buf(), problem };
+    let tensors = weights::read(&path)?;
+    let entry = |key: &str| {
+        let entry = tensors.metadata.get(key);
+        entry.ok_or_else(|| refuse(format!("{} is not the state of a run: it has no '{key}'", RunDir::STATE)))
+    };
+    let version = entry("format_version")?;
+    if version != FORMAT {
+        return Err(refuse(format!("its state has format {version}, this program reads {FORMAT}")));
+    }
+    let saved_config = TrainConfig::from_toml(entry("config")?, RunDir::STATE)?;
+    if let Some((key, was, is)) = saved_config.conflict(config) {
+        return Err(refuse(format!("{key} was {was} and is now {is}; a run keeps its settings")));
+    }
+    let progress = toml::from_str(entry("progress")?)
+        .map_err(|error| refuse(format!("its progress cannot be read: {}", error.message())))?;
+    Ok(Some(Saved { progress, tensors }))
+}
+
+impl Saved {
+    /// Gives variables, velocities and averages their saved values.
+    pub(crate) fn restore(
+        &self,
+        params: &Params,
+        optimizer: &mut Optimizer,
+        ema: Option<&mut Ema>,
+    ) -> candle_core::Result<()> {
+        let tensor = |prefix: &str, name: &str| self.tensors.tensors.get(&format!("{prefix}{name}"));
+        for (name, var) in params.all() {
+            let Some(saved) = tensor(WEIGHTS, &name) else {
+                candle_core::bail!("the saved state has no weights for {name}")
+            };
+            var.set(&saved.to_device(var.device())?)?;
+        }
+        optimizer.restore(|name| tensor(VELOCITY, name))?;
+        if let Some(ema) = ema {
+            ema.restore(|name| tensor(AVERAGE, name))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,266 @@
+//! The training loop.
+
+use crate::evaluate::{EvalReport, evaluate};
+use crate::gradients::Gradients;
+use crate::metrics::{Metrics, percent};
+use crate::observer::{EpochRecord, Observer, Outcome, StepInfo};
+use crate::pass::train_pass;
+use crate::state::{Best, EpochSums};
+use crate::{Error, Result, RunDir, Trainer};
+use serde::Serialize;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use zoo_data::{Batch, Loader};
+
+/// Stack of the thread that trains. candle walks and frees a graph by recursion, a few frames per layer. Only
+/// the pages that are used take memory.
+const STACK: usize = 256 << 20;
+
+/// Skipped images that are named one by one.
+const WARNINGS: usize = 10;
+
+/// A step's line in `metrics.jsonl`.
+#[derive(Serialize)]
+struct StepRecord {
+    step: u64,
+    lr: f64,
+    loss: f64,
+}
+
+/// The passes of one optimizer step.
+#[derive(Default)]
+struct Group {
+    /// Which step of the epoch it is, counting those without a readable image.
+    index: usize,
+    gradients: Gradients,
+    n: usize,
+    top1: u64,
+    /// Sum of the images' losses.
+    loss: f64,
+    /// The batch to go on with afterwards.
+    next_batch: usize,
+}
+
+/// Whether a part of the run came to its end or was told to stop.
+type Flow = ControlFlow<()>;
+
+impl Trainer {
+    /// Trains to the end of the last epoch, or until `stop` is set: then the exact position is saved first.
+    ///
+    /// # Errors
+    /// If the loss is not finite, data cannot be read, or a file cannot be written; what was saved before is
+    /// still there.
+    pub fn run(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome> {
+        std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().name("zoo-train".into()).stack_size(STACK);
+            let thread = builder
+                .spawn_scoped(scope, || self.run_here(stop, observer))
+                .map_err(candle_core::Error::wrap)?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn run_here(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome> {
+        observer.started(&self.info());
+        while self.progress.epoch < self.config.epochs as u64 {
+            let mut flow = self.train_epoch(stop, observer)?;
+            if flow.is_continue() {
+                flow = self.end_epoch(stop, observer)?;
+            }
+            if flow.is_break() {
+                self.save_weights(RunDir::LAST, observer)?;
+                self.save_state(observer)?;
+                return Ok(Outcome::Interrupted { summary: self.summary(), step: self.progress.step });
+            }
+        }
+        Ok(Outcome::Finished(self.summary()))
+    }
+
+    /// Trains what is left of the epoch.
+    fn train_epoch(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Flow> {
+        let (accum, batches) = (self.config.grad_accum, self.train.batches());
+        let mut clock = Instant::now();
+        let mut group = Group::default();
+        for batch in self.train.epoch(self.progress.epoch, self.progress.batch) {
+            let batch = batch?;
+            let number = batch.number;
+            // The last batch of the group before may have been left out because no image of it can be read.
+            if group.n > 0 && number / accum != group.index {
+                self.end_step(std::mem::take(&mut group), &mut clock, observer)?;
+            }
+            group.index = number / accum;
+            self.pass(&batch, &mut group)?;
+            drop(batch);
+            if (number + 1).is_multiple_of(accum) || number + 1 == batches {
+                self.end_step(std::mem::take(&mut group), &mut clock, observer)?;
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(Flow::Break(()));
+                }
+            }
+        }
+        if group.n > 0 {
+            self.end_step(group, &mut clock, observer)?;
+        }
+        self.progress.batch = batches;
+        warn_of_skipped(&self.train, observer);
+        Ok(Flow::Continue(()))
+    }
+
+    /// Adds a batch's gradients to those of its group.
+    fn pass(&self, batch: &Batch, group: &mut Group) -> Result<()> {
+        let xs = self.input.normalise(batch, self.config.dtype.dtype(), &self.device)?;
+        let planned = self.planned_images(group.index);
+        let scale = batch.n as f64 / planned as f64;
+        let pass = train_pass(&self.model, &xs, &batch.labels, self.config.label_smoothing, scale)?;
+        if !pass.loss.is_finite() {
+            return Err(self.diverged(pass.loss));
+        }
+        let mut metrics = Metrics::default();
+        metrics.update(&pass.logits, &batch.labels)?;
+        group.gradients.add(Gradients::take(self.optimizer.parameters(), pass.gradients))?;
+        group.n += batch.n;
+        group.top1 += metrics.top1;
+        group.loss += pass.loss * batch.n as f64;
+        group.next_batch = batch.number + 1;
+        Ok(())
+    }
+
+    /// Images in a group of batches if all of them can be read.
+    fn planned_images(&self, group: usize) -> usize {
+        let size = self.config.grad_accum * self.config.batch_size;
+        size.min(self.train.dataset().len() - group * size)
+    }
+
+    /// Takes the optimizer step of a complete group.
+    fn end_step(&mut self, mut group: Group, clock: &mut Instant, observer: &mut dyn Observer) -> Result<()> {
+        let planned = self.planned_images(group.index);
+        if group.n != planned {
+            group.gradients.scale(planned as f64 / group.n as f64)?;
+        }
+        if self.config.clip_grad > 0.0 {
+            group.gradients.clip(self.config.clip_grad)?;
+        }
+        let lr = self.schedule.lr(self.progress.step);
+        self.optimizer.step(&group.gradients, lr)?;
+        drop(group.gradients);
+
+        let loss = group.loss / group.n as f64;
+        let progress = &mut self.progress;
+        progress.step += 1;
+        progress.batch = group.next_batch;
+        progress.lr = lr;
+        if let Some(ema) = &self.ema {
+            ema.update(progress.step)?;
+        }
+        let seconds = clock.elapsed().as_secs_f64();
+        let sums = &mut progress.sums;
+        sums.n += group.n as u64;
+        sums.top1 += group.top1;
+        sums.loss += group.loss;
+        sums.seconds += seconds;
+        progress.elapsed_s += seconds;
+        if self.config.log_every > 0 && progress.step.is_multiple_of(self.config.log_every as u64) {
+            self.log.append(&StepRecord { step: progress.step, lr, loss })?;
+        }
+        observer.step(&self.step_info(loss));
+        if self.saves.due(self.progress.step) {
+            self.save_state(observer)?;
+        }
+        *clock = Instant::now();
+        Ok(())
+    }
+
+    fn step_info(&self, loss: f64) -> StepInfo {
+        let progress = &self.progress;
+        let EpochSums { n, top1, loss: sum, seconds } = progress.sums;
+        StepInfo {
+            epoch: progress.epoch + 1,
+            batch: progress.batch,
+            batches: self.train.batches(),
+            step: progress.step,
+            total_steps: self.schedule.total_steps,
+            lr: progress.lr,
+            loss,
+            train_loss: sum / n.max(1) as f64,
+            train_top1: percent(top1, n),
+            images_per_second: n as f64 / seconds.max(1e-9),
+        }
+    }
+
+    /// Evaluates, records and saves.
+    fn end_epoch(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Flow> {
+        let start = Instant::now();
+        let Some(report) = self.evaluate_average(stop, observer)? else { return Ok(Flow::Break(())) };
+        warn_of_skipped(&self.val, observer);
+        if !report.loss.is_finite() {
+            return Err(self.diverged(report.loss));
+        }
+        let StepInfo { train_loss, train_top1, images_per_second, .. } = self.step_info(0.0);
+        let progress = &mut self.progress;
+        progress.elapsed_s += start.elapsed().as_secs_f64();
+        progress.epoch += 1;
+        progress.batch = 0;
+        progress.sums = EpochSums::default();
+        let record = EpochRecord {
+            epoch: progress.epoch,
+            step: progress.step,
+            lr: progress.lr,
+            train_loss,
+            train_top1,
+            val_loss: report.loss,
+            val_top1: report.top1,
+            val_top5: report.top5,
+            images_per_second,
+            elapsed_s: progress.elapsed_s,
+        };
+        progress.last = Some(record);
+        let best = progress.best.is_none_or(|best| report.top1 > best.top1);
+        if best {
+            progress.best = Some(Best { epoch: progress.epoch, top1: report.top1 });
+        }
+        self.log.append(&record)?;
+        observer.epoch_ended(&record, best);
+        if best {
+            self.save_weights(RunDir::BEST, observer)?;
+        }
+        self.save_weights(RunDir::LAST, observer)?;
+        self.save_state(observer)?;
+        Ok(Flow::Continue(()))
+    }
+
+    /// Evaluates the averages, where there are averages; `None` if told to stop.
+    fn evaluate_average(&self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Option<EvalReport>> {
+        let total = self.val.dataset().len();
+        observer.evaluating(0, total);
+        let progress = |done| {
+            observer.evaluating(done, total);
+            if stop.load(Ordering::Relaxed) { Flow::Break(()) } else { Flow::Continue(()) }
+        };
+        if let Some(ema) = &self.ema {
+            ema.swap()?;
+        }
+        let place = (self.config.dtype.dtype(), &self.device);
+        let report = evaluate(&self.model, &self.val, &self.input, place, progress);
+        if let Some(ema) = &self.ema {
+            ema.swap()?;
+        }
+        report
+    }
+
+    fn diverged(&self, loss: f64) -> Error {
+        let last_good = Some(self.dir.file(RunDir::LAST)).filter(|path| path.exists());
+        let step = self.progress.step + 1;
+        Error::Diverged { step, lr: self.schedule.lr(self.progress.step), loss, last_good }
+    }
+}
+
+fn warn_of_skipped(loader: &Loader, observer: &mut dyn Observer) {
+    let warnings = loader.take_warnings();
+    for warning in warnings.iter().take(WARNINGS) {
+        observer.warning(warning);
+    }
+    if warnings.len() > WARNINGS {
+        observer.warning(&format!("skipped {} more images", warnings.len() - WARNINGS));
+    }
+}

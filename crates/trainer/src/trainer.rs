@@ -1,0 +1,266 @@
+//! A run: its parts, and how they are saved.
+
+use crate::checkpoint::{self, Checkpoint, CheckpointMeta, CheckpointMetrics};
+use crate::data::{TrainData, complete};
+use crate::ema::Ema;
+use crate::freeze::unfrozen;
+use crate::input::Input;
+use crate::observer::{EpochRecord, Observer, RunInfo, RunSummary};
+use crate::optimizer::{Optimizer, SgdConfig};
+use crate::run_dir::MetricsLog;
+use crate::schedule::Schedule;
+use crate::state::{self, Progress};
+use crate::{Error, Result, RunDir, TrainConfig};
+use candle_core::{Device, Tensor};
+use std::time::{Duration, Instant};
+use zoo::{Config, Model, Params, Stem};
+use zoo_data::Loader;
+use zoo_ops::rng::Noise;
+
+/// A training run, new or resumed. [`Trainer::run`] trains.
+///
+/// ```no_run
+/// use std::path::Path;
+/// use std::sync::atomic::AtomicBool;
+/// use zoo_trainer::{RunDir, TrainConfig, TrainData, Trainer};
+///
+/// # fn main() -> zoo_trainer::Result<()> {
+/// let flags = toml::toml! { model = "lenet5" dataset = "shapes" epochs = 3 };
+/// let config = TrainConfig::resolve(None, &flags)?;
+/// let data = TrainData::open(&config)?;
+/// let dir = RunDir::create(Path::new("runs/lenet5"))?;
+/// let mut trainer = Trainer::new(config, &data, dir, &candle_core::Device::Cpu)?;
+/// trainer.run(&AtomicBool::new(false), &mut ())?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Trainer {
+    pub(crate) config: TrainConfig,
+    pub(crate) dir: RunDir,
+    pub(crate) device: Device,
+    pub(crate) model: Model,
+    pub(crate) params: Params,
+    pub(crate) noise: Noise,
+    pub(crate) optimizer: Optimizer,
+    pub(crate) ema: Option<Ema>,
+    pub(crate) schedule: Schedule,
+    pub(crate) train: Loader,
+    pub(crate) val: Loader,
+    pub(crate) input: Input,
+    pub(crate) progress: Progress,
+    pub(crate) log: MetricsLog,
+    pub(crate) saves: SaveClock,
+    frozen: usize,
+}
+
+impl Trainer {
+    /// A new run in an empty folder. Settings that the data set decides are filled in, and saved in the
+    /// folder's `config.toml`.
+    ///
+    /// # Errors
+    /// If settings, model, data and weights do not fit together, or the folder cannot be written.
+    pub fn new(config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
+        let trainer = Self::build(config, data, dir, device)?;
+        trainer.start_from_weights()?;
+        trainer.dir.save_config(&trainer.config)?;
+        Ok(trainer)
+    }
+
+    /// Goes on with a run where its state was saved last, or from the start if it never was. `config` is that
+    /// of the folder; folder of the data, threads, logging and saving may be changed in it.
+    ///
+    /// # Errors
+    /// If another process trains in the folder, a setting was changed that decides the weights, or the state
+    /// does not fit; and as [`Trainer::new`].
+    pub fn resume(config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
+        let mut trainer = Self::build(config, data, dir, device)?;
+        match state::read(&trainer.dir, &trainer.config)? {
+            Some(saved) => {
+                let (found, expected) = (trainer.train.dataset().len(), saved.progress.train_images);
+                if found != expected {
+                    let problem = format!("it had {expected} training images, now there are {found}");
+                    return Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
+                }
+                saved.restore(&trainer.params, &mut trainer.optimizer, trainer.ema.as_mut())?;
+                trainer.noise.set_calls(saved.progress.noise_calls);
+                trainer.progress = saved.progress;
+            }
+            None => trainer.start_from_weights()?,
+        }
+        trainer.log.cut(trainer.progress.metrics_len)?;
+        Ok(trainer)
+    }
+
+    fn build(mut config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
+        config.validate()?;
+        let spec = zoo::find(&config.model)?;
+        let input = complete(&mut config, spec, data.train.meta())?;
+        let (train, val) = data.loaders(&config)?;
+        let noise = Noise::new(config.seed);
+        let params = Params::new(config.seed);
+        let model_config = Config {
+            num_classes: config.num_classes.unwrap_or_default(),
+            in_chans: input.in_chans,
+            image_size: (input.image_size, input.image_size),
+            dropout: config.dropout,
+            stem: Stem::Auto,
+            noise: noise.clone(),
+        };
+        let model = Model::new(&config.model, model_config, params.var_builder(device))?;
+        let (trained, frozen) = unfrozen(params.trainable(), &config.freeze)?;
+        let TrainConfig { momentum, nesterov, weight_decay, .. } = config;
+        let optimizer = Optimizer::new(trained, SgdConfig { momentum, nesterov, weight_decay })?;
+        let ema = if config.ema > 0.0 { Some(Ema::new(params.all(), config.ema)?) } else { None };
+        let schedule = config.schedule(train.batches().div_ceil(config.grad_accum) as u64);
+        let progress = Progress { train_images: data.train.len(), ..Progress::default() };
+        let log = MetricsLog::open(&dir)?;
+        let saves = SaveClock::new(config.save_every as u64);
+        let device = device.clone();
+        Ok(Self {
+            config,
+            dir,
+            device,
+            model,
+            params,
+            noise,
+            optimizer,
+            ema,
+            schedule,
+            train,
+            val,
+            input,
+            progress,
+            log,
+            saves,
+            frozen,
+        })
+    }
+
+    fn start_from_weights(&self) -> Result<()> {
+        let Some(path) = &self.config.weights else { return Ok(()) };
+        checkpoint::load(&self.params, &zoo::weights::read(path)?, path)?;
+        match &self.ema {
+            // The average starts where the weights do.
+            Some(ema) => Ok(ema.reset()?),
+            None => Ok(()),
+        }
+    }
+
+    /// The resolved settings.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// The network.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The run's folder.
+    pub fn dir(&self) -> &RunDir {
+        &self.dir
+    }
+
+    pub(crate) fn info(&self) -> RunInfo<'_> {
+        RunInfo {
+            config: &self.config,
+            dir: self.dir.path(),
+            params: self.params.trainable().iter().map(|(_, var)| var.elem_count()).sum(),
+            frozen: self.frozen,
+            train_images: self.train.dataset().len(),
+            val_images: self.val.dataset().len(),
+            batches: self.train.batches(),
+            total_steps: self.schedule.total_steps,
+            epoch: self.progress.epoch,
+            step: self.progress.step,
+        }
+    }
+
+    pub(crate) fn summary(&self) -> RunSummary {
+        RunSummary {
+            model: self.config.model.clone(),
+            dataset: self.config.dataset.clone(),
+            dir: self.dir.path().to_path_buf(),
+            finished: self.progress.epoch >= self.config.epochs as u64,
+            best_epoch: self.progress.best.map(|best| best.epoch),
+            best_val_top1: self.progress.best.map(|best| best.top1),
+            last: self.progress.last,
+        }
+    }
+
+    /// Writes a checkpoint of the weights that are evaluated: the averages, where there are averages.
+    pub(crate) fn save_weights(&self, name: &str, observer: &mut dyn Observer) -> Result<()> {
+        let meta = CheckpointMeta {
+            model: self.config.model.clone(),
+            num_classes: self.model.config().num_classes,
+            classes: self.train.dataset().meta().classes.clone(),
+            input: self.input.clone(),
+            dataset: self.config.dataset.clone(),
+            epoch: self.progress.epoch,
+            step: self.progress.step,
+            metrics: self.progress.last.as_ref().map(metrics_of),
+            zoo_version: env!("CARGO_PKG_VERSION").into(),
+        };
+        let path = self.dir.file(name);
+        let variables = self.params.all();
+        let weights: Vec<(&str, &Tensor)> = match &self.ema {
+            Some(ema) => ema.state().collect(),
+            None => variables.iter().map(|(name, var)| (name.as_str(), var.as_tensor())).collect(),
+        };
+        Checkpoint::save(&path, &meta, weights)?;
+        observer.saved(&path);
+        Ok(())
+    }
+
+    /// Writes the state. The lines of `metrics.jsonl` that it counts reach the disk before.
+    pub(crate) fn save_state(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let start = Instant::now();
+        self.log.sync()?;
+        self.progress.metrics_len = self.log.len();
+        self.progress.noise_calls = self.noise.calls();
+        let Self { dir, config, progress, params, optimizer, ema, .. } = &*self;
+        state::save(dir, config, progress, params, optimizer, ema.as_ref())?;
+        self.saves.saved(start);
+        observer.saved(&self.dir.file(RunDir::STATE));
+        Ok(())
+    }
+}
+
+fn metrics_of(record: &EpochRecord) -> CheckpointMetrics {
+    let EpochRecord { train_loss, train_top1, val_loss, val_top1, val_top5, .. } = *record;
+    CheckpointMetrics { train_loss, train_top1, val_loss, val_top1, val_top5 }
+}
+
+/// Decides when to save inside an epoch.
+#[derive(Debug)]
+pub(crate) struct SaveClock {
+    /// Steps between saves; 0 goes by time.
+    every: u64,
+    last: Instant,
+    /// How long the last save took.
+    cost: Duration,
+}
+
+impl SaveClock {
+    const INTERVAL: Duration = Duration::from_secs(60);
+    /// Saving may take at most one part in so many of the time.
+    const SHARE: u32 = 20;
+
+    fn new(every: u64) -> Self {
+        Self { every, last: Instant::now(), cost: Duration::ZERO }
+    }
+
+    /// Whether to save after step `step`.
+    pub(crate) fn due(&self, step: u64) -> bool {
+        match self.every {
+            0 => self.last.elapsed() >= Self::INTERVAL.max(self.cost * Self::SHARE),
+            every => step.is_multiple_of(every),
+        }
+    }
+
+    fn saved(&mut self, start: Instant) {
+        self.cost = start.elapsed();
+        self.last = Instant::now();
+    }
+}
