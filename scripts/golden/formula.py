@@ -112,39 +112,33 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "torchvision": torchvision.__version__, "python": platform.python_version()}
 
 
-class _Nine(float):
-    """A float that JSON writes with nine significant digits."""
-
-    def __repr__(self):
-        assert math.isfinite(self), "a golden value is not finite"
-        return format(float(self), ".9g")
-
-
-def _rounded(value):
+def _rounded(value, digits):
     if isinstance(value, float):
-        return json.loads(repr(_Nine(value)))
+        assert math.isfinite(value), "a golden value is not finite"
+        return float(format(value, f".{digits}g"))
     if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
+        return {k: _rounded(v, digits) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(v) for v in value]
+        return [_rounded(v, digits) for v in value]
     return value
 
 
-def _compact(value) -> str:
-    return json.dumps(_rounded(value), separators=(",", ":"))
+def write(path: str, document: dict, by_line=(), digits=9):
+    """Writes `document` as JSON, floats with so many significant digits, with a line per top-level key; those in
+    `by_line` get a line per entry."""
 
+    def compact(value):
+        return json.dumps(_rounded(value, digits), separators=(",", ":"))
 
-def write(path: str, document: dict, by_line=()):
-    """Writes `document` as JSON with a line per top-level key; those in `by_line` get a line per entry."""
     lines = []
     for key, value in document.items():
         if key in by_line and isinstance(value, dict):
-            inner = ",\n".join(f"  {json.dumps(k)}:{_compact(v)}" for k, v in value.items())
+            inner = ",\n".join(f"  {json.dumps(k)}:{compact(v)}" for k, v in value.items())
             lines.append(f'"{key}":{{\n{inner}}}')
         elif key in by_line:
-            lines.append(f'"{key}":[\n' + ",\n".join(f"  {_compact(v)}" for v in value) + "]")
+            lines.append(f'"{key}":[\n' + ",\n".join(f"  {compact(v)}" for v in value) + "]")
         else:
-            lines.append(f'"{key}":{_compact(value)}')
+            lines.append(f'"{key}":{compact(value)}')
     target = REPOSITORY / path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("{\n" + ",\n".join(lines) + "\n}\n")

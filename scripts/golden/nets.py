@@ -85,9 +85,7 @@ class CifarBlock(nn.Module):
         self.stride, self.extra = stride, c_out - c_in
         self.downsample = None
         if option == "B" and (stride != 1 or c_in != c_out):
-            self.downsample = nn.Sequential(
-                nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm2d(c_out)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm2d(c_out))
 
     def shortcut(self, xs):
         if self.downsample is not None:
