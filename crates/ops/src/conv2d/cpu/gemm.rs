@@ -17,46 +17,41 @@ fn block_pixels(k: usize) -> usize {
     (GATHER_ELEMENTS / k.max(1)).clamp(128, 1024)
 }
 
-/// Weights as [group][tap × c_in][c_out], rounded as `T` stores them.
+/// Weights as [c_out][tap × c_in], rounded as `T` stores them: the order in which pixels are gathered.
 fn pack<T: Element>(g: &Geometry, weight: &[f32]) -> Vec<f32> {
-    let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
+    let (c_in, taps) = (g.group_channels().0, g.taps());
     let mut packed = buffer(weight.len());
-    chunks(&mut packed, taps * c_in * c_out, |group, out| {
-        for o in 0..c_out {
-            for ci in 0..c_in {
-                for tap in 0..taps {
-                    out[(tap * c_in + ci) * c_out + o] =
-                        T::round(weight[((group * c_out + o) * c_in + ci) * taps + tap]);
-                }
+    chunks(&mut packed, taps * c_in, |o, out| {
+        let of_channel = &weight[o * taps * c_in..][..taps * c_in];
+        for (tap, out) in out.chunks_exact_mut(c_in).enumerate() {
+            for (out, of_input) in out.iter_mut().zip(of_channel.chunks_exact(taps)) {
+                *out = T::round(of_input[tap]);
             }
         }
     });
     packed
 }
 
-/// Weights of the transposed convolution, taps turned round: [group][tap × c_out][c_in].
-fn pack_turned<T: Element>(g: &Geometry, weight: &[f32]) -> Vec<f32> {
+/// Weights of the transposed convolution, taps turned round, from packed ones: [group][tap × c_out][c_in].
+fn turn(g: &Geometry, packed: &[f32]) -> Vec<f32> {
     let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
-    let mut packed = buffer(weight.len());
-    chunks(&mut packed, taps * c_in * c_out, |group, out| {
-        for tap in 0..taps {
-            for o in 0..c_out {
-                for ci in 0..c_in {
-                    out[(tap * c_out + o) * c_in + ci] =
-                        T::round(weight[((group * c_out + o) * c_in + ci) * taps + taps - 1 - tap]);
-                }
-            }
+    let mut turned = buffer(packed.len());
+    chunks(&mut turned, c_out * c_in, |i, out| {
+        let (group, tap) = (i / taps, i % taps);
+        for (o, out) in out.chunks_exact_mut(c_in).enumerate() {
+            out.copy_from_slice(&packed[((group * c_out + o) * taps + taps - 1 - tap) * c_in..][..c_in]);
         }
     });
-    packed
+    turned
 }
 
 pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32]) -> Vec<T> {
-    product(g, xs, &pack::<T>(g, weight))
+    let k = g.taps() * g.group_channels().0;
+    product(g, xs, Matrix::new(&pack::<T>(g, weight), 1, k))
 }
 
-/// `gathered(xs) · packed`, with `packed` as [`pack`] lays it out.
-fn product<T: Element>(g: &Geometry, xs: &[T], packed: &[f32]) -> Vec<T> {
+/// The product of what the windows see with the weights, a matrix [taps × c_in, c_out] for each group in turn.
+fn product<T: Element>(g: &Geometry, xs: &[T], weights: Matrix<'_>) -> Vec<T> {
     let (c_in, c_out) = g.group_channels();
     let k = g.taps() * c_in;
     let block = block_pixels(k);
@@ -76,7 +71,8 @@ fn product<T: Element>(g: &Geometry, xs: &[T], packed: &[f32]) -> Vec<T> {
                         Matrix::new(gathered, k, 1)
                     }
                 };
-                let weights = Matrix::new(&packed[group * k * c_out..][..k * c_out], c_out, 1);
+                let of_group = &weights.data[group * k * c_out..][..k * c_out];
+                let weights = Matrix::new(of_group, weights.row_stride, weights.column_stride);
                 if let Some(out) = T::as_f32_mut(out) {
                     multiply((pixels, c_out, k), &mut out[group * c_out..], g.c_out, seen, weights, false);
                 } else {
@@ -102,7 +98,8 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
         let mut window = g.window;
         window.padding = padding;
         let transposed = Geometry { size: g.out, c_in: g.c_out, out: g.size, c_out: g.c_in, window, ..*g };
-        return product(&transposed, dys, &pack_turned::<T>(g, weight));
+        let turned = turn(g, &pack::<T>(g, weight));
+        return product(&transposed, dys, Matrix::new(&turned, g.group_channels().0, 1));
     }
     scatter_input_gradient(g, dys, &pack::<T>(g, weight))
 }
@@ -130,7 +127,7 @@ fn scatter_input_gradient<T: Element>(g: &Geometry, dys: &[T], packed: &[f32]) -
                         group * c_out..(group + 1) * c_out,
                         converted,
                     );
-                    let weights = Matrix::new(&packed[group * k * c_out..][..k * c_out], 1, c_out);
+                    let weights = Matrix::new(&packed[group * k * c_out..][..k * c_out], k, 1);
                     multiply((pixels, k, c_out), gathered, k, dy, weights, false);
                     scatter(g, &gathered[..pixels * k], first, group, sums);
                 }
@@ -164,23 +161,24 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
         let pixels = (part * pixels_per_part).min(g.pixels())..((part + 1) * pixels_per_part).min(g.pixels());
         partial_weight_gradient(g, xs, dys, pixels, taps, block)
     });
-    // partial[part][range] is [group][tap of range × c_in][c_out].
+    // partial[part][range] is [c_out][tap of range × c_in]; the result is [c_out][c_in][tap].
     let mut dw = buffer::<f32>(g.c_out * c_in * taps);
-    chunks(&mut dw, c_in * taps, |channel, out| {
-        let (group, o) = (channel / c_out, channel % c_out);
-        for (j, d) in out.iter_mut().enumerate() {
-            let (ci, tap) = (j / taps, j % taps);
-            let range = tap / taps_per_range;
-            let taps_here = taps_per_range.min(taps - range * taps_per_range);
-            let k = (tap - range * taps_per_range) * c_in + ci;
-            let at = (group * taps_here * c_in + k) * c_out + o;
-            *d = (0..parts).map(|part| f64::from(partial[part * tap_ranges + range][at])).sum::<f64>() as f32;
+    chunks(&mut dw, c_in * taps, |o, out| {
+        for tap in 0..taps {
+            let (range, k) = (tap / taps_per_range, tap % taps_per_range * c_in);
+            let width = taps_per_range.min(taps - range * taps_per_range) * c_in;
+            for part in 0..parts {
+                let sums = &partial[part * tap_ranges + range][o * width + k..][..c_in];
+                for (d, &s) in out.chunks_exact_mut(taps).zip(sums) {
+                    d[tap] += s;
+                }
+            }
         }
     });
     dw
 }
 
-/// Σ over `pixels` of gathered(xs)ᵀ · dys for the given taps: [group][tap × c_in][c_out].
+/// Σ over `pixels` of dysᵀ · gathered(xs) for the given taps: [c_out][tap × c_in].
 fn partial_weight_gradient<T: Element>(
     g: &Geometry,
     xs: &[T],
@@ -201,14 +199,14 @@ fn partial_weight_gradient<T: Element>(
                 let dy =
                     rows_as_f32(dys, here.clone(), g.c_out, group * c_out..(group + 1) * c_out, converted);
                 let seen = match T::as_f32(xs) {
-                    Some(xs) if direct => Matrix::new(&xs[first * g.c_in + group * c_in..], 1, g.c_in),
+                    Some(xs) if direct => Matrix::new(&xs[first * g.c_in + group * c_in..], g.c_in, 1),
                     _ => {
                         gather(g, xs, here.clone(), taps.clone(), group, gathered);
-                        Matrix::new(gathered, 1, k)
+                        Matrix::new(gathered, k, 1)
                     }
                 };
                 let sum = &mut sum[group * k * c_out..][..k * c_out];
-                multiply((k, c_out, here.len()), sum, c_out, seen, dy, true);
+                multiply((c_out, k, here.len()), sum, k, dy.transposed(), seen, true);
             }
         }
     });
@@ -319,6 +317,10 @@ struct Matrix<'a> {
 impl<'a> Matrix<'a> {
     fn new(data: &'a [f32], row_stride: usize, column_stride: usize) -> Self {
         Self { data, row_stride, column_stride }
+    }
+
+    fn transposed(self) -> Self {
+        Self { row_stride: self.column_stride, column_stride: self.row_stride, ..self }
     }
 
     fn assert_holds(&self, rows: usize, columns: usize) {
