@@ -1,5 +1,6 @@
 //! The variables of a model: seeded initial values, a fixed order, and checked loading.
 
+use crate::weights::{StateDict, check};
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use candle_nn::init::NormalOrUniform;
 use candle_nn::var_builder::SimpleBackend;
@@ -15,14 +16,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// share the variables.
 #[derive(Debug, Clone)]
 pub struct Params {
-    seed: u64,
+    /// `None` makes every initial value zero.
+    seed: Option<u64>,
     vars: Arc<Mutex<BTreeMap<String, Var>>>,
 }
 
 impl Params {
     /// No variables yet.
     pub fn new(seed: u64) -> Self {
-        Self { seed, vars: Arc::default() }
+        Self { seed: Some(seed), vars: Arc::default() }
+    }
+
+    /// No variables yet; they will be zero, for [`Params::load`] to fill.
+    pub fn zeros() -> Self {
+        Self { seed: None, vars: Arc::default() }
     }
 
     /// A `VarBuilder` that creates variables here, in f32.
@@ -49,6 +56,28 @@ impl Params {
     /// Names and shapes, sorted by name.
     pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
         self.lock().iter().map(|(name, var)| (name.clone(), var.dims().to_vec())).collect()
+    }
+
+    /// Copies the tensors of a state dict into the variables, in their dtype and on their device.
+    ///
+    /// # Errors
+    /// If names or shapes differ in any way (PyTorch's `num_batches_tracked` is let through); nothing is
+    /// changed then, and the message names what is missing, unexpected or of another shape.
+    pub fn load(&self, state: &StateDict) -> Result<()> {
+        let report = check(&self.shapes(), state);
+        if !report.is_match() {
+            bail!("the weights do not fit the model: {report}");
+        }
+        let mut values = Vec::new();
+        for (name, var) in self.all() {
+            if let Some(tensor) = state.tensors.get(&name) {
+                values.push((tensor.to_dtype(var.dtype())?.to_device(var.device())?, var));
+            }
+        }
+        for (value, var) in values {
+            var.set(&value)?;
+        }
+        Ok(())
     }
 }
 
@@ -95,8 +124,13 @@ impl SimpleBackend for Params {
             }
             return Ok(var.as_tensor().clone());
         }
-        let values = draw(self.seed, name, &shape, init);
-        let var = Var::from_tensor(&Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)?;
+        let var = match self.seed {
+            Some(seed) => {
+                let values = draw(seed, name, &shape, init);
+                Var::from_tensor(&Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)?
+            }
+            None => Var::zeros(shape, dtype, device)?,
+        };
         let tensor = var.as_tensor().clone();
         vars.insert(name.to_string(), var);
         Ok(tensor)

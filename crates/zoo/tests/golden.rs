@@ -1,0 +1,234 @@
+//! Every model against PyTorch: keys, counts, logits, running statistics and gradients.
+//!
+//! The files in `golden/` are made by scripts/golden/models.py; its README describes them. Weights and images
+//! are given by a formula, so no weights are stored.
+
+mod formula;
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::{ModuleT, VarBuilder};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use zoo::weights::StateDict;
+use zoo::{Config, Model, Params, Stem};
+
+#[derive(Deserialize)]
+struct Golden {
+    model: String,
+    num_classes: usize,
+    input: [usize; 4],
+    params: usize,
+    macs: u64,
+    /// The first values of the images and of the first weight.
+    formula: BTreeMap<String, Vec<f64>>,
+    keys: Vec<(String, Vec<usize>)>,
+    logits: Vec<Vec<f64>>,
+    train_input: [usize; 4],
+    train_images: String,
+    train_logits: Vec<Vec<f64>>,
+    #[serde(default)]
+    running: BTreeMap<String, Digest>,
+    grad_mode: String,
+    grad_input: [usize; 4],
+    grad_images: String,
+    loss: f64,
+    grads: BTreeMap<String, Digest>,
+}
+
+/// Numbers that pin a tensor down.
+#[derive(Deserialize)]
+struct Digest {
+    l2: f64,
+    sum: f64,
+    dot: f64,
+    #[serde(default)]
+    first: Vec<f64>,
+}
+
+/// How far results may be from the golden ones, relative to the largest logit or to a tensor's L2 norm.
+struct Tolerance {
+    logits: f64,
+    train_logits: f64,
+    running: f64,
+    grads: f64,
+}
+
+/// The files hold nine digits.
+const F64: Tolerance = Tolerance { logits: 1e-8, train_logits: 1e-8, running: 1e-8, grads: 1e-8 };
+
+/// PyTorch's own f32 is up to 7e-7, 3e-4 (ResNet-152; 6e-6 without the bottleneck networks), 6e-5 and 4e-5 off.
+const F32: Tolerance = Tolerance { logits: 1e-5, train_logits: 1e-3, running: 3e-4, grads: 1e-3 };
+
+fn files() -> Vec<(String, Golden)> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let parse = |path: &std::path::PathBuf| {
+        let golden = serde_json::from_str(&std::fs::read_to_string(path).unwrap());
+        (path.file_stem().unwrap().to_string_lossy().into_owned(), golden.unwrap())
+    };
+    files.iter().map(parse).collect()
+}
+
+/// A model whose variables can be set back to the formula's values.
+struct Case<'a> {
+    golden: &'a Golden,
+    dtype: DType,
+    params: Params,
+    model: Model,
+    state: StateDict,
+}
+
+impl<'a> Case<'a> {
+    fn new(golden: &'a Golden, dtype: DType) -> Result<Self> {
+        let [_, in_chans, h, w] = golden.input;
+        let config = Config {
+            num_classes: golden.num_classes,
+            in_chans,
+            image_size: (h, w),
+            dropout: None,
+            stem: Stem::Auto,
+            noise: Default::default(),
+        };
+        let params = Params::zeros();
+        let vb = VarBuilder::from_backend(Box::new(params.clone()), dtype, Device::Cpu);
+        let model = Model::new(&golden.model, config, vb)?;
+        let tensors =
+            golden.keys.iter().map(|(name, shape)| Ok((name.clone(), formula::state(name, shape)?)));
+        let state = StateDict { tensors: tensors.collect::<Result<_>>()?, ..Default::default() };
+        Ok(Self { golden, dtype, params, model, state })
+    }
+
+    /// Logits of formula images from the formula's weights and running statistics.
+    fn forward(&self, images: &str, shape: &[usize; 4], train: bool) -> Result<Tensor> {
+        self.params.load(&self.state)?;
+        self.model.forward_t(&formula::tensor(images, shape, self.dtype)?, train)
+    }
+
+    /// What is wrong, in a line each.
+    fn failures(&self, tolerance: &Tolerance) -> Result<Vec<String>> {
+        let golden = self.golden;
+        let mut failures = Vec::new();
+
+        let mut keys = golden.keys.clone();
+        keys.sort();
+        assert_eq!(self.params.shapes(), keys, "{}: keys and shapes", golden.model);
+        let rows = self.model.trace()?;
+        let (params, macs) =
+            rows.iter().fold((0, 0), |(params, macs), row| (params + row.params, macs + row.macs));
+        assert_eq!((params, macs), (golden.params, golden.macs), "{}: parameters, MACs", golden.model);
+
+        let mut compare_logits = |what: &str, found: Tensor, expected: &[Vec<f64>], tolerance: f64| {
+            let found = found.to_dtype(DType::F64)?.to_vec2::<f64>()?.concat();
+            let expected = expected.concat();
+            assert_eq!(found.len(), expected.len());
+            let largest = expected.iter().fold(0f64, |max, x| max.max(x.abs()));
+            let error =
+                found.iter().zip(&expected).fold(0f64, |max, (a, b)| max.max((a - b).abs())) / largest;
+            // Written so that NaN fails.
+            if !(error <= tolerance) {
+                failures.push(format!("{what}: off by {error:.1e} of the largest"));
+            }
+            Result::Ok(())
+        };
+        compare_logits(
+            "logits",
+            self.forward("input", &golden.input, false)?,
+            &golden.logits,
+            tolerance.logits,
+        )?;
+        let train_logits = self.forward(&golden.train_images, &golden.train_input, true)?;
+        compare_logits("train logits", train_logits, &golden.train_logits, tolerance.train_logits)?;
+
+        let vars: BTreeMap<_, _> = self.params.all().into_iter().collect();
+        for (name, digest) in &golden.running {
+            failures.extend(digest.failure(name, vars[name].as_tensor(), tolerance.running)?);
+        }
+
+        let logits = self.forward(&golden.grad_images, &golden.grad_input, golden.grad_mode == "train")?;
+        let targets: Vec<u32> =
+            (0..golden.grad_input[0] as u32).map(|i| i * 7 % golden.num_classes as u32).collect();
+        let loss = candle_nn::loss::cross_entropy(&logits, &Tensor::new(targets, &Device::Cpu)?)?;
+        let grads = loss.backward()?;
+        let loss = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        if !((loss - golden.loss).abs() <= tolerance.train_logits * golden.loss) {
+            failures.push(format!("loss: expected {}, found {loss}", golden.loss));
+        }
+        for (name, digest) in &golden.grads {
+            match grads.get(&vars[name]) {
+                Some(grad) => failures.extend(digest.failure(name, grad, tolerance.grads)?),
+                None => failures.push(format!("{name}: no gradient")),
+            }
+        }
+        Ok(failures)
+    }
+}
+
+impl Digest {
+    fn failure(&self, name: &str, found: &Tensor, tolerance: f64) -> Result<Option<String>> {
+        let probe = formula::tensor(&format!("probe.{name}"), found.dims(), DType::F64)?.flatten_all()?;
+        let found = found.to_dtype(DType::F64)?.flatten_all()?;
+        let l2 = found.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
+        let sum = found.sum_all()?.to_scalar::<f64>()?;
+        let dot = (&found * probe)?.sum_all()?.to_scalar::<f64>()?;
+        let mut error = 0f64;
+        for (expected, found) in [(self.l2, l2), (self.sum, sum), (self.dot, dot)] {
+            // A sum of values of one sign is larger than the norm, and has its digits relative to itself.
+            error = error.max((expected - found).abs() / self.l2.max(expected.abs()));
+        }
+        // A single element is of the size of the root mean square, or larger.
+        let rms = self.l2 / (found.elem_count() as f64).sqrt();
+        for (expected, found) in self.first.iter().zip(found.to_vec1::<f64>()?) {
+            error = error.max((expected - found).abs() / (expected.abs() + rms));
+        }
+        Ok((!(error <= tolerance)).then(|| format!("{name}: off by {error:.1e}")))
+    }
+}
+
+fn check_all(dtype: DType, tolerance: &Tolerance) -> Result<()> {
+    let mut report = String::new();
+    for (file, golden) in files() {
+        let failures = Case::new(&golden, dtype)?.failures(tolerance)?;
+        if !failures.is_empty() {
+            let shown = &failures[..failures.len().min(8)];
+            report += &format!("{file}: {} wrong:\n  {}\n", failures.len(), shown.join("\n  "));
+        }
+    }
+    assert!(report.is_empty(), "{dtype:?}\n{report}");
+    Ok(())
+}
+
+#[test]
+fn every_model_has_a_file() {
+    let files = files();
+    for spec in zoo::registry() {
+        assert!(files.iter().any(|(_, golden)| golden.model == spec.name), "{}", spec.name);
+    }
+}
+
+#[test]
+fn the_formula_is_that_of_the_script() -> Result<()> {
+    for (file, golden) in files() {
+        for (name, expected) in &golden.formula {
+            let found = match golden.keys.iter().find(|(key, _)| key == name) {
+                Some((_, shape)) => formula::state(name, shape)?,
+                None => formula::tensor(name, &golden.input, DType::F32)?,
+            };
+            let found = found.flatten_all()?.to_vec1::<f32>()?;
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((f64::from(*found) - expected).abs() < 1e-8, "{file}: {name}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn references_in_f64_agree_with_pytorch() -> Result<()> {
+    check_all(DType::F64, &F64)
+}
+
+#[test]
+fn kernels_in_f32_agree_with_pytorch() -> Result<()> {
+    check_all(DType::F32, &F32)
+}
