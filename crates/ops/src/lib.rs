@@ -25,6 +25,8 @@ mod feature_map;
 pub mod loss;
 pub mod lrn;
 pub mod max_pool;
+#[cfg(feature = "mimalloc")]
+pub mod memory;
 mod parallel;
 pub mod rng;
 pub mod sgd;

@@ -150,7 +150,7 @@ fn split_weight_gradient(g: &Geometry, block: usize) -> (usize, usize) {
 }
 
 pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
-    let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
+    let (c_in, taps) = (g.group_channels().0, g.taps());
     let block = block_pixels(taps * c_in);
     let (parts, tap_ranges) = split_weight_gradient(g, block);
     let pixels_per_part = g.pixels().div_ceil(parts).next_multiple_of(block);
@@ -252,6 +252,12 @@ fn gather<T: Element>(
 ) {
     let c = g.group_channels().0;
     let k = taps.len() * c;
+    if g.groups == 1 && g.window.dilation.1 == 1 && taps.len() == g.taps() {
+        for (pixel, out) in pixels.zip(out.chunks_exact_mut(k)) {
+            gather_rows(g, xs, pixel, out);
+        }
+        return;
+    }
     for_each_tap(g, pixels, taps, |row, j, at| {
         let out = &mut out[row * k + j * c..][..c];
         match at {
@@ -259,6 +265,31 @@ fn gather<T: Element>(
             None => out.fill(0.0),
         }
     });
+}
+
+/// What the window at one output pixel sees, all channels: a row of the window lies together in memory, and so
+/// is one copy between stretches of zeros.
+#[inline(always)]
+fn gather_rows<T: Element>(g: &Geometry, xs: &[T], pixel: usize, out: &mut [f32]) {
+    let ((h, w), (ho, wo), c, window) = (g.size, g.out, g.c_in, g.window);
+    let (image, y, x) = (pixel / (ho * wo), pixel / wo % ho, pixel % wo);
+    let (left, width) = (x * window.stride.1, window.kernel.1);
+    // Taps before the first and after the last that fall inside the row.
+    let before = window.padding.1.saturating_sub(left).min(width);
+    let after = (left + width).saturating_sub(window.padding.1 + w).min(width - before);
+    for (ky, out) in out.chunks_exact_mut(width * c).enumerate() {
+        let at_y = (y * window.stride.0 + ky * window.dilation.0).wrapping_sub(window.padding.0);
+        if at_y >= h || before + after == width {
+            out.fill(0.0);
+            continue;
+        }
+        let at = ((image * h + at_y) * w + left + before - window.padding.1) * c;
+        let (zeros, rest) = out.split_at_mut(before * c);
+        let (inside, zeros_after) = rest.split_at_mut((width - before - after) * c);
+        zeros.fill(0.0);
+        load(inside, &xs[at..][..inside.len()]);
+        zeros_after.fill(0.0);
+    }
 }
 
 /// Adds the matrix [pixels, taps × c_in], whose first pixel is `first` of one image, to that image's pixels.
