@@ -2,7 +2,7 @@
 //! picture prepared here equals the one PyTorch's models were trained and are evaluated on, bit for bit.
 //!
 //! Each output pixel is the average of the input pixels under a triangle as wide as the reduction (never
-//! narrower than two input pixels), first along rows, then along columns, rounded to 8 bits after each.
+//! narrower than two input pixels), along rows and along columns, rounded to 8 bits after each.
 
 use crate::pixels::Image;
 use std::ops::Range;
@@ -79,36 +79,49 @@ fn round(sum: i32) -> u8 {
 /// If the region is empty or reaches outside of the picture, or `h` or `w` is 0.
 pub fn resize(image: &Image, region: Region, h: usize, w: usize) -> Image {
     assert!(region.h > 0 && region.w > 0 && h > 0 && w > 0, "nothing to resize");
-    assert!(
-        region.top + region.h <= image.h && region.left + region.w <= image.w,
-        "region outside of picture"
-    );
-    let rows = match image.c {
-        1 => resize_rows::<1>(image, region, w),
-        _ => resize_rows::<3>(image, region, w),
-    };
-    if region.h == h {
-        return Image { pixels: rows, h, w, c: image.c };
+    assert!(region.top + region.h <= image.h && region.left + region.w <= image.w, "region outside of picture");
+    // The order shows in the rounding. This is Pillow 13's rule; up to Pillow 12 rows always came first.
+    if region.h > h && (region.h - h) as i64 > 2 * (region.w as i64 - w as i64) {
+        let columns = resize_columns(image, region, h);
+        resize_rows(&columns, Region::all(&columns), w)
+    } else {
+        let rows = resize_rows(image, region, w);
+        resize_columns(&rows, Region::all(&rows), h)
     }
-    let row = w * image.c;
-    let mut pixels = vec![0; h * row];
-    let mut sums = vec![0i32; row];
-    for ((span, weights), out) in Taps::new(region.h, h).iter().zip(pixels.chunks_exact_mut(row)) {
+}
+
+/// The region with each of its columns resized to `h` pixels.
+fn resize_columns(image: &Image, region: Region, h: usize) -> Image {
+    let (c, stride, width) = (image.c, image.w * image.c, region.w * image.c);
+    let row = |y: usize| &image.pixels[(region.top + y) * stride + region.left * c..][..width];
+    let mut pixels = Vec::with_capacity(h * width);
+    if region.h == h {
+        (0..h).for_each(|y| pixels.extend_from_slice(row(y)));
+        return Image { pixels, h, w: region.w, c };
+    }
+    let mut sums = vec![0i32; width];
+    for (span, weights) in Taps::new(region.h, h).iter() {
         sums.fill(1 << (WEIGHT_BITS - 1));
-        for (from, &weight) in rows[span.start * row..span.end * row].chunks_exact(row).zip(weights) {
-            for (sum, &v) in sums.iter_mut().zip(from) {
+        for (y, &weight) in span.zip(weights) {
+            for (sum, &v) in sums.iter_mut().zip(row(y)) {
                 *sum += i32::from(v) * weight;
             }
         }
-        for (out, &sum) in out.iter_mut().zip(&sums) {
-            *out = round(sum);
-        }
+        pixels.extend(sums.iter().map(|&sum| round(sum)));
     }
-    Image { pixels, h, w, c: image.c }
+    Image { pixels, h, w: region.w, c }
 }
 
-/// The rows of the region, each resized to `w` pixels.
-fn resize_rows<const C: usize>(image: &Image, region: Region, w: usize) -> Vec<u8> {
+/// The region with each of its rows resized to `w` pixels.
+fn resize_rows(image: &Image, region: Region, w: usize) -> Image {
+    let pixels = match image.c {
+        1 => resize_rows_of::<1>(image, region, w),
+        _ => resize_rows_of::<3>(image, region, w),
+    };
+    Image { pixels, h: region.h, w, c: image.c }
+}
+
+fn resize_rows_of<const C: usize>(image: &Image, region: Region, w: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(region.h * w * C);
     let taps = (region.w != w).then(|| Taps::new(region.w, w));
     for y in region.top..region.top + region.h {

@@ -41,23 +41,23 @@ type Rgb = [f32; 3];
 type Point = [f32; 2];
 
 fn draw_image(class: usize, rng: &mut ChaCha8Rng, out: &mut [u8]) {
-    let ground = Paint::draw(random_color(rng), 60.0, rng);
+    let [ground, color] = two_colors(rng);
+    let ground = Paint::draw(ground, 45.0, rng);
     let mut canvas: Vec<Rgb> = (0..PIXELS).map(|i| ground.at(pixel_center(i))).collect();
-    for _ in 0..rng.random_range(2..=6) {
+    for _ in 0..rng.random_range(1..=4) {
         clutter(&mut canvas, rng);
     }
-    let radius = rng.random_range(6.5..12.0);
-    let margin = radius * 0.9;
+    let radius = rng.random_range(7.5..12.5);
+    let margin = radius * 0.95;
     let mut center = || rng.random_range(margin..SIDE as f32 - margin);
     let place = Place::draw([center(), center()], radius, 0.2, rng);
-    let color = contrasting_color(&ground, rng);
-    let paint = Paint::draw(color, 50.0, rng);
+    let paint = Paint::draw(color, 35.0, rng);
     let outline = Outline::of_class(class);
     paint_figure(&mut canvas, &place, &paint, 1.0, |p| outline.distance(p));
-    for _ in 0..rng.random_range(0..=2) {
+    for _ in 0..rng.random_range(0..=1) {
         scratch(&mut canvas, rng);
     }
-    let noise = rng.random_range(2.0..18.0);
+    let noise = rng.random_range(2.0..12.0);
     for (bytes, color) in out.as_chunks_mut::<3>().0.iter_mut().zip(&canvas) {
         for (byte, &v) in bytes.iter_mut().zip(color) {
             *byte = (v + noise * near_normal(rng) + 0.5) as u8; // The cast cuts off at 0 and 255.
@@ -73,13 +73,16 @@ fn random_color(rng: &mut ChaCha8Rng) -> Rgb {
     std::array::from_fn(|_| rng.random_range(10.0..245.0))
 }
 
-/// A colour that stands out from both colours of the ground.
-fn contrasting_color(ground: &Paint, rng: &mut ChaCha8Rng) -> Rgb {
-    let distance = |a: Rgb, b: Rgb| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+/// Two colours well apart, for the ground and the figure. Nine times out of ten the figure is the brighter one:
+/// that gives even a linear model something to see, the figure's area.
+fn two_colors(rng: &mut ChaCha8Rng) -> [Rgb; 2] {
+    let brighter = rng.random_range(0..10) > 0;
     loop {
-        let color = random_color(rng);
-        if ground.colors.iter().all(|&other| distance(color, other) > 95.0) {
-            return color;
+        let (a, b) = (random_color(rng), random_color(rng));
+        let distance = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+        if distance > 120.0 {
+            let ascending = a.iter().sum::<f32>() < b.iter().sum::<f32>();
+            return if ascending == brighter { [a, b] } else { [b, a] };
         }
     }
 }

@@ -134,6 +134,8 @@ fn affine(image: &Image, [a, b, c, d, e, f]: [f64; 6]) -> Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preprocess::{Preprocess, preprocess};
+    use crate::resize::{Region, resize};
     use zoo_ops::rng::stream;
 
     #[test]
@@ -156,5 +158,53 @@ mod tests {
             changed += u32::from(out != image);
         }
         assert!((300..390).contains(&changed), "{changed}");
+    }
+
+    /// Every line of the golden file that scripts/data_golden.py made with Pillow and torchvision.
+    #[test]
+    fn pictures_equal_pillows() {
+        let mut counts = [0; 4];
+        for line in include_str!("../tests/golden/pillow.txt").lines().filter(|line| !line.starts_with('#')) {
+            let (request, expected) = line.split_once(" = ").unwrap();
+            let words: Vec<&str> = request.split(' ').collect();
+            let number = |i: usize| words[i].parse::<usize>().unwrap();
+            let (kind, out) = match words[0] {
+                "resize" => {
+                    let image = picture(number(1), number(2), number(3));
+                    (0, resize(&image, Region::all(&image), number(4), number(5)))
+                }
+                "prepare" => {
+                    let channels = number(3);
+                    let how = Preprocess { resize: number(4), crop: number(5), channels };
+                    (1, preprocess(picture(number(1), number(2), channels), &how).unwrap())
+                }
+                "grey" => (2, picture(number(1), number(2), 3).with_channels(1)),
+                _ => {
+                    let operation = OPERATIONS.iter().find(|op| format!("{op:?}") == words[1]).unwrap();
+                    let mut image = picture(number(3), number(4), number(5));
+                    if matches!(operation, AutoContrast | Equalize) {
+                        image = color::contrast(image, 0.4);
+                    }
+                    (3, operation.apply(image, words[2].parse().unwrap()))
+                }
+            };
+            counts[kind] += 1;
+            let digest = out.pixels.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            });
+            let start: String = out.pixels.iter().take(6).map(|v| format!(" {v}")).collect();
+            assert_eq!(format!("{digest:016x}{start}"), expected, "{request}");
+        }
+        assert_eq!(counts, [49, 6, 2, 320]);
+    }
+
+    /// The picture of the golden script.
+    fn picture(h: usize, w: usize, c: usize) -> Image {
+        let value = |y: usize, x: usize, k: usize| {
+            let smooth = (x * x * 7 + y * y * 3 + x * y * (k + 1) + k * 61) / 11;
+            (smooth + ((x * 37) ^ (y * 101)) % 53) as u8
+        };
+        let at = |i: usize| value(i / (w * c), i / c % w, i % c);
+        Image { pixels: (0..h * w * c).map(at).collect(), h, w, c }
     }
 }
