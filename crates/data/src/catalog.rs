@@ -232,8 +232,8 @@ pub static CATALOG: &[CatalogEntry] = &[
         files: &[],
         hub: None,
         mirror: true,
-        mean: &[0.5, 0.5, 0.5],
-        std: &[0.25, 0.25, 0.25],
+        mean: &[0.4490, 0.4575, 0.4492],
+        std: &[0.2678, 0.2677, 0.2691],
         class_names: &shapes::CLASSES,
     },
 ];

@@ -397,3 +397,26 @@ impl Drop for Epoch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::CatalogEntry;
+    use crate::dataset::{Source, Split};
+
+    #[test]
+    fn a_panic_in_a_worker_becomes_an_error() {
+        // Four labels, but pixels for three images: making the fourth panics.
+        let meta = CatalogEntry::find("shapes").unwrap().meta();
+        let source = Source::Packed { pixels: vec![0; 3 * 3072], h: 32, w: 32, c: 3 };
+        let set = Dataset::new(meta, Split::Train, source, vec![0; 4]);
+        for workers in [1, 2] {
+            let config = LoaderConfig { workers: Some(workers), ..LoaderConfig::new(1, 0) };
+            let results: Vec<_> = Loader::new(set.clone(), config).unwrap().epoch(0, 0).collect();
+            assert_eq!(results.len(), 4);
+            assert!(results[..3].iter().all(Result::is_ok));
+            let text = results[3].as_ref().unwrap_err().to_string();
+            assert!(text.starts_with("a data worker stopped: ") && text.contains("out of range"), "{text}");
+        }
+    }
+}

@@ -79,7 +79,10 @@ fn round(sum: i32) -> u8 {
 /// If the region is empty or reaches outside of the picture, or `h` or `w` is 0.
 pub fn resize(image: &Image, region: Region, h: usize, w: usize) -> Image {
     assert!(region.h > 0 && region.w > 0 && h > 0 && w > 0, "nothing to resize");
-    assert!(region.top + region.h <= image.h && region.left + region.w <= image.w, "region outside of picture");
+    assert!(
+        region.top + region.h <= image.h && region.left + region.w <= image.w,
+        "region outside of picture"
+    );
     // The order shows in the rounding. This is Pillow 13's rule; up to Pillow 12 rows always came first.
     if region.h > h && (region.h - h) as i64 > 2 * (region.w as i64 - w as i64) {
         let columns = resize_columns(image, region, h);
