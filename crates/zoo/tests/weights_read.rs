@@ -310,7 +310,7 @@ fn not_a_weight_file() {
         (b"Not Found", "text that starts with \"Not Found\""),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "unknown binary content"),
         (b"\x80\x04K\x01.", "a pickle that torch.save did not write"),
-        (b"PK\x03\x04 and no more", "zip archive"),
+        (b"PK\x03\x04 and no more", "the zip directory at its end is missing"),
         (&tar, "tar format"),
         (&"é".repeat(300).into_bytes(), "text that starts with"),
     ];
@@ -322,7 +322,10 @@ fn not_a_weight_file() {
 
 #[test]
 fn no_state_dict_inside() {
-    let cases: [(&[u8], &str); 5] = [
+    let module = tuple(&[&text("module"), b"c__main__\nNet\n", &text("net.py"), &text("class Net: ...")]);
+    let module = [module.as_slice(), b"Q)\x81}b"].concat();
+    let cases: [(&[u8], &str); 6] = [
+        (&module, "a whole pickled module"),
         (b"]", "a list"),
         (b"}", "an empty dict"),
         (b"ctorchvision.models.resnet\nResNet\n)\x81}b", "torchvision.models.resnet.ResNet"),

@@ -64,6 +64,10 @@ fn describe(pickle: &Pickle, id: Id) -> String {
         Node::Call { callable, .. } => match pickle.global(*callable) {
             Some(("torch._utils", _)) => "a single tensor".to_string(),
             Some((module, name)) => format!("an object of {}.{}", short(module), short(name)),
+            // The legacy format keeps the classes of a module, with their source code, outside of the pickle.
+            None if matches!(pickle.node(*callable), Node::Persistent(_)) => {
+                "a whole pickled module".to_string()
+            }
             None => "an object of an unknown class".to_string(),
         },
         Node::Persistent(_) => "a whole pickled module".to_string(),

@@ -14,7 +14,11 @@ use zip::{CompressionMethod, ZipArchive};
 
 /// Reads the state dict of a file of `file_len` bytes.
 pub(in super::super) fn read(file: impl Read + Seek, file_len: u64) -> Result<Entries, Reason> {
-    let archive = ZipArchive::new(BufReader::new(file)).map_err(|error| from_zip(error, "its directory"))?;
+    let archive = ZipArchive::new(BufReader::new(file)).map_err(|error| match error {
+        ZipError::Io(error) => Reason::reading(error, "its zip directory"),
+        // The directory is at the end of the archive: most often the file was not copied in full.
+        error => Reason::malformed(format!("the zip directory at its end is missing or broken ({error})")),
+    })?;
     let folder = folder(&archive)?;
     let mut archive = Archive { archive, folder, file_len };
     if archive.contains("constants.pkl") {
@@ -98,6 +102,6 @@ fn from_zip(error: ZipError, within: &str) -> Reason {
         ZipError::Io(error) => Reason::reading(error, within),
         ZipError::FileNotFound => Reason::MissingEntry { entry: within.to_string() },
         ZipError::CompressionMethodNotSupported(_) => Reason::unsupported("a compressed zip archive"),
-        error => Reason::malformed(format!("{within} of the zip archive: {error}; it may be incomplete")),
+        error => Reason::malformed(format!("`{within}`: {error}")),
     }
 }
