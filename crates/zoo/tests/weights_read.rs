@@ -272,6 +272,52 @@ fn unsupported_element_types() {
 }
 
 #[test]
+fn names_that_would_break_the_line() {
+    let name = "conv\n1\u{1b}[31m".repeat(100);
+    for tensor in [
+        tensor("FloatStorage", 9, &[4], &[1]),
+        tensor("Complex\tStorage", 0, &[4], &[1]),
+        b"ctorch._utils\n_rebuild_qtensor\n)R".to_vec(),
+        b"ctorch._utils\n_rebuild_tensor_v2\n)R".to_vec(),
+    ] {
+        let (_, line) = reason(&legacy(&dict(&[(&name, &tensor)])));
+        assert!(line.contains("`conv?1?[31m") && line.len() < 600 && !line.contains('\u{1b}'), "{line}");
+    }
+    let found =
+        read_bytes("file", &legacy(&dict(&[(&name, &tensor("FloatStorage", 0, &[4], &[1]))]))).unwrap();
+    let report = weights::check(&[], &found).to_string();
+    assert!(report.starts_with("1 unexpected (conv?1?[31m") && !report.contains('\n'), "{report}");
+}
+
+/// A safetensors file of this header and 16 bytes of data.
+fn safetensors(header: &str) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 16]].concat()
+}
+
+#[test]
+fn safetensors_headers_are_not_trusted() {
+    let valid = r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#;
+    assert_floats(&read_bytes("file", &safetensors(valid)).unwrap(), "w", &[4], &[0.; 4]);
+    let cases = [
+        // More than the address space holds: taking the memory first would end the process.
+        (
+            r#"{"w":{"dtype":"U8","shape":[1152921504606846976],"data_offsets":[0,1152921504606846976]}}"#,
+            "ends early",
+        ),
+        (r#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}"#, "4 bytes follow the last tensor"),
+        (r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,12]}}"#, "header is invalid"),
+        (r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}"#, "header is invalid"),
+        (r#"{"w":{"dtype":"F\n32","shape":[4],"data_offsets":[0,16]}}"#, "header is invalid"),
+        (r#"{"w\n":{"dtype":"C64","shape":[2],"data_offsets":[0,16]}}"#, "`w?` has elements of type C64"),
+        (r#"{"w":{"dtype":"F32","shape":[4]"#, "header is invalid"),
+    ];
+    for (header, expected) in cases {
+        let (_, line) = reason(&safetensors(header));
+        assert!(line.contains(expected), "expected {expected:?} in: {line}");
+    }
+}
+
+#[test]
 fn hostile_pickles() {
     let unbalanced: [&[u8]; 10] = [b"t", b"u", b"R", b"(R", b"h\x07", b"Q", b"N(b", b"](Nu", b"}Nu", b"2"];
     for object in unbalanced {

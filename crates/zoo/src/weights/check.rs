@@ -1,5 +1,6 @@
 //! Comparing a state dict with what a model expects.
 
+use super::error::one_line;
 use super::{StateDict, is_batch_counter};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -70,8 +71,9 @@ impl fmt::Display for Report {
         let mut separator = "";
         for (names, kind) in kinds.into_iter().filter(|(names, _)| !names.is_empty()) {
             let more = if names.len() > SHOWN { ", …" } else { "" };
-            let shown = names[..names.len().min(SHOWN)].join(", ");
-            write!(f, "{separator}{} {kind} ({shown}{more})", names.len())?;
+            // Names out of a file may hold anything.
+            let shown: Vec<String> = names.iter().take(SHOWN).map(|name| one_line(name)).collect();
+            write!(f, "{separator}{} {kind} ({}{more})", names.len(), shown.join(", "))?;
             separator = "; ";
         }
         Ok(())

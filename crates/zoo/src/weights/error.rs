@@ -83,25 +83,44 @@ impl Reason {
         Error { path: path.to_path_buf(), reason: self }
     }
 
-    pub(super) fn malformed(problem: impl Into<String>) -> Self {
-        Self::Malformed { problem: problem.into() }
+    pub(super) fn truncated(within: &str) -> Self {
+        Self::Truncated { within: one_line(within) }
     }
 
-    pub(super) fn unsupported(feature: impl Into<String>) -> Self {
-        Self::Unsupported { feature: feature.into() }
+    pub(super) fn malformed(problem: impl ToString) -> Self {
+        Self::Malformed { problem: one_line(&problem.to_string()) }
+    }
+
+    pub(super) fn unsupported(feature: impl ToString) -> Self {
+        Self::Unsupported { feature: one_line(&feature.to_string()) }
+    }
+
+    pub(super) fn missing_entry(entry: &str) -> Self {
+        Self::MissingEntry { entry: one_line(entry) }
+    }
+
+    pub(super) fn dtype(tensor: &str, dtype: impl ToString) -> Self {
+        Self::Dtype { tensor: one_line(tensor), dtype: one_line(&dtype.to_string()) }
     }
 
     pub(super) fn tensor(tensor: &str, problem: impl ToString) -> Self {
-        Self::Tensor { tensor: tensor.to_string(), problem: problem.to_string() }
+        Self::Tensor { tensor: one_line(tensor), problem: one_line(&problem.to_string()) }
     }
 
     /// An input error met while reading `within`: the end of the file there means a truncated file.
     pub(super) fn reading(error: io::Error, within: &str) -> Self {
         match error.kind() {
-            io::ErrorKind::UnexpectedEof => Self::Truncated { within: within.to_string() },
+            io::ErrorKind::UnexpectedEof => Self::truncated(within),
             _ => Self::Io(error),
         }
     }
+}
+
+/// Text out of a file, fit for the one line of an error: without line breaks and of limited length.
+pub(super) fn one_line(text: &str) -> String {
+    const MAX_CHARS: usize = 200;
+    let line = text.chars().take(MAX_CHARS).map(|c| if c.is_control() { '?' } else { c });
+    line.chain(text.chars().nth(MAX_CHARS).map(|_| '…')).collect()
 }
 
 impl From<io::Error> for Reason {

@@ -31,12 +31,11 @@ pub(super) fn is_safetensors(head: &[u8]) -> bool {
 /// Reads all tensors of a file of `file_len` bytes.
 pub(super) fn read(file: impl Read, file_len: u64) -> std::result::Result<StateDict, Reason> {
     let mut file = BufReader::with_capacity(1 << 20, file);
-    let truncated = |within: &str| Reason::Truncated { within: within.to_string() };
     let mut length = [0; LENGTH_SIZE];
     file.read_exact(&mut length).map_err(|error| Reason::reading(error, "its header"))?;
     let header_len = u64::from_le_bytes(length);
     let data_start = header_len.checked_add(LENGTH_SIZE as u64).filter(|&start| start <= file_len);
-    let Some(data_start) = data_start else { return Err(truncated("its header")) };
+    let Some(data_start) = data_start else { return Err(Reason::truncated("its header")) };
     let mut header = vec![0; header_len as usize];
     file.read_exact(&mut header).map_err(|error| Reason::reading(error, "its header"))?;
     let header: Metadata = serde_json::from_slice(&header)
@@ -45,7 +44,7 @@ pub(super) fn read(file: impl Read, file_len: u64) -> std::result::Result<StateD
     let data_len = header.data_len() as u64;
     let available = file_len - data_start;
     if data_len > available {
-        return Err(truncated(&format!("its tensors: {available} of {data_len} bytes are there")));
+        return Err(Reason::truncated(&format!("its tensors: {available} of {data_len} bytes are there")));
     }
     if data_len < available {
         return Err(Reason::malformed(format!("{} bytes follow the last tensor", available - data_len)));
@@ -55,8 +54,8 @@ pub(super) fn read(file: impl Read, file_len: u64) -> std::result::Result<StateD
     let mut bytes = Vec::new();
     for name in header.offset_keys() {
         let Some(info) = header.info(&name) else { continue };
-        let element = Element::from_safetensors(info.dtype)
-            .ok_or_else(|| Reason::Dtype { tensor: name.clone(), dtype: info.dtype.to_string() })?;
+        let element =
+            Element::from_safetensors(info.dtype).ok_or_else(|| Reason::dtype(&name, info.dtype))?;
         // The header was checked: offsets follow one another, shape and dtype give the length.
         bytes.resize(info.data_offsets.1 - info.data_offsets.0, 0);
         file.read_exact(&mut bytes).map_err(|error| Reason::reading(error, &format!("tensor `{name}`")))?;
@@ -141,8 +140,7 @@ fn header<K: AsRef<str>>(
 }
 
 fn write_tensor(out: &mut impl Write, name: &str, tensor: &Tensor) -> std::result::Result<(), Reason> {
-    let unsupported =
-        || Reason::Dtype { tensor: name.to_string(), dtype: tensor.dtype().as_str().to_string() };
+    let unsupported = || Reason::dtype(name, tensor.dtype().as_str());
     // Checked before the copy: candle cannot make every one of its types contiguous.
     if !matches!(
         tensor.dtype(),

@@ -75,7 +75,7 @@ impl<R: Read> Input<'_, R> {
 
     fn claim(&mut self, len: u64) -> Result<(), Reason> {
         if len > self.length - self.position {
-            return Err(Reason::Truncated { within: "its pickle".to_string() });
+            return Err(Reason::truncated("its pickle"));
         }
         self.position += len;
         Ok(())

@@ -97,7 +97,7 @@ fn storage_ranges(
             .and_then(|numel| numel.checked_mul(size))
             .ok_or_else(|| Reason::malformed("a storage of impossible length"))?;
         if len > file_len.saturating_sub(position) {
-            return Err(Reason::Truncated { within: "its tensors".to_string() });
+            return Err(Reason::truncated("its tensors"));
         }
         ranges.insert(key.to_string(), (position, len));
         position += len;

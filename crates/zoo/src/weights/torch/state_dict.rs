@@ -1,7 +1,7 @@
 //! From the tree of a pickle to the names and tensors of its state dict.
 
 use super::super::element::View;
-use super::super::error::Reason;
+use super::super::error::{Reason, one_line};
 use super::super::pickle::{Id, Node, Pickle};
 use super::{StorageRef, TensorRef};
 
@@ -58,12 +58,12 @@ fn describe(pickle: &Pickle, id: Id) -> String {
         Node::Dict(items) if items.is_empty() => "an empty dict".to_string(),
         Node::Dict(items) => {
             let names: Vec<String> =
-                items.iter().take(5).filter_map(|&(key, _)| pickle.str(key)).map(short).collect();
+                items.iter().take(5).filter_map(|&(key, _)| pickle.str(key)).map(one_line).collect();
             format!("a dict of {} entries without tensors ({})", items.len(), names.join(", "))
         }
         Node::Call { callable, .. } => match pickle.global(*callable) {
             Some(("torch._utils", _)) => "a single tensor".to_string(),
-            Some((module, name)) => format!("an object of {}.{}", short(module), short(name)),
+            Some((module, name)) => format!("an object of {}.{}", one_line(module), one_line(name)),
             // The legacy format keeps the classes of a module, with their source code, outside of the pickle.
             None if matches!(pickle.node(*callable), Node::Persistent(_)) => {
                 "a whole pickled module".to_string()
@@ -77,14 +77,9 @@ fn describe(pickle: &Pickle, id: Id) -> String {
     }
 }
 
-/// A name that fits on the one line of an error, even out of a damaged file.
-fn short(name: &str) -> String {
-    name.chars().take(60).map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
 /// The tensor that the call at `id` would rebuild; `None` for an object of another kind.
 fn tensor(pickle: &Pickle, name: &str, mut id: Id) -> Result<Option<TensorRef>, Reason> {
-    let malformed = || Reason::tensor(&short(name), "its description in the pickle is not torch's");
+    let malformed = || Reason::tensor(name, "its description in the pickle is not torch's");
     for _ in 0..MAX_REBUILDS {
         let Node::Call { callable, args } = pickle.node(id) else { return Ok(None) };
         let (mut callable, mut args) = (*callable, *args);
@@ -111,8 +106,8 @@ fn tensor(pickle: &Pickle, name: &str, mut id: Id) -> Result<Option<TensorRef>, 
             ("torch._utils", function) if function.starts_with("_rebuild") => {
                 return Err(Reason::unsupported(format!(
                     "tensor `{}`, built by {}",
-                    short(name),
-                    short(function)
+                    one_line(name),
+                    one_line(function)
                 )));
             }
             _ => return Ok(None),
@@ -126,7 +121,7 @@ fn strided(pickle: &Pickle, name: &str, storage: Id, layout: [Id; 3]) -> Result<
     let Node::Persistent(storage) = pickle.node(storage) else { return Ok(None) };
     let Some(storage) = storage_of_id(pickle, *storage) else { return Ok(None) };
     let Some(element) = storage.element() else {
-        return Err(Reason::Dtype { tensor: short(name), dtype: short(&storage.class) });
+        return Err(Reason::dtype(name, &storage.class));
     };
     let [offset, size, strides] = layout;
     let offset = pickle.index(offset).and_then(|offset| offset.checked_add(storage.offset));

@@ -73,12 +73,12 @@ impl<R: Read + Seek> Archive<R> {
         }
         let size = entry.size();
         if size > self.file_len {
-            return Err(Reason::Truncated { within: format!("`{path}`") });
+            return Err(Reason::truncated(&format!("`{path}`")));
         }
         let mut bytes = Vec::with_capacity(size as usize);
         entry.by_ref().take(size).read_to_end(&mut bytes).map_err(|error| damaged(error, &path))?;
         if (bytes.len() as u64) < size {
-            return Err(Reason::Truncated { within: format!("`{path}`") });
+            return Err(Reason::truncated(&format!("`{path}`")));
         }
         // Reads past the last byte to have the checksum compared.
         let rest = entry.read(&mut [0]).map_err(|error| damaged(error, &path))?;
@@ -100,7 +100,7 @@ fn damaged(error: std::io::Error, path: &str) -> Reason {
 fn from_zip(error: ZipError, within: &str) -> Reason {
     match error {
         ZipError::Io(error) => Reason::reading(error, within),
-        ZipError::FileNotFound => Reason::MissingEntry { entry: within.to_string() },
+        ZipError::FileNotFound => Reason::missing_entry(within),
         ZipError::CompressionMethodNotSupported(_) => Reason::unsupported("a compressed zip archive"),
         error => Reason::malformed(format!("`{within}`: {error}")),
     }
