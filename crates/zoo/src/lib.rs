@@ -4,13 +4,17 @@
 //! logits [n, classes], so candle's losses and optimizers work on it. [`Params`] is a `VarBuilder` back end
 //! that draws initial values from a seed.
 
+mod facts;
 pub mod layers;
 mod model;
 pub mod models;
 mod params;
 mod registry;
+mod summary;
 pub mod weights;
 
-pub use model::{Config, Model, Network, Stem};
+pub use facts::{Accuracy, Facts, Interpolation, Preprocessing, WeightFile, facts};
+pub use model::{Config, Model, Network, Stem, infer_config};
 pub use params::Params;
 pub use registry::{Build, Spec, find, list, registry};
+pub use summary::Summary;

@@ -1,6 +1,8 @@
 //! What every network has in common: how it is configured, built and called.
 
+use crate::params::Params;
 use crate::registry::{Spec, find};
+use crate::weights::{StateDict, check};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{ModuleT, VarBuilder};
 use zoo_ops::FeatureMap;
@@ -47,6 +49,43 @@ impl Config {
     }
 }
 
+/// The configuration that weights of `spec` were made for, with images of `image_size` (height, width):
+/// classes and channels from the shapes of the last and the first layer, and the stem that fits.
+///
+/// The rest of the weights is not judged here; loading them does that.
+///
+/// # Errors
+/// If `state` lacks one of these layers, or its first layer does not fit the image size.
+pub fn infer_config(spec: &Spec, state: &StateDict, image_size: (usize, usize)) -> Result<Config> {
+    let weight = |layer: &str| {
+        let name = format!("{layer}.weight");
+        match state.tensors.get(&name).map(|tensor| tensor.dims()) {
+            Some(dims) if dims.len() >= 2 => Ok(dims),
+            Some(dims) => bail!("these are not weights of {}: `{name}` has shape {dims:?}", spec.name),
+            None => bail!("these are not weights of {}: there is no `{name}`", spec.name),
+        }
+    };
+    let ((h, w), first) = (image_size, weight(spec.stem)?);
+    let in_chans = match *first {
+        // A linear layer sees all values of an image.
+        [_, values] if h * w > 0 && values % (h * w) == 0 => values / (h * w),
+        [_, values] => {
+            bail!("{}: weights for images of {values} values; {h}x{w} pixels do not fit", spec.name)
+        }
+        _ => first[1],
+    };
+    let num_classes = weight(spec.head)?[0];
+    let config = |stem| Config { num_classes, in_chans, image_size, stem, ..spec.config() };
+    for stem in [Stem::Auto, Stem::Cifar, Stem::ImageNet] {
+        let params = Params::zeros();
+        Model::new(spec.name, config(stem), params.var_builder(&Device::Cpu))?;
+        if check(&params.shapes(), state).is_match() {
+            return Ok(config(stem));
+        }
+    }
+    Ok(config(Stem::Auto))
+}
+
 /// The layers of a network, from images to logits.
 pub trait Network: Send + Sync {
     /// Maps `xs` (n, h, w, in_chans) to logits (n, 1, 1, num_classes). With `train`, batch-norm uses and
@@ -85,6 +124,23 @@ impl Model {
         }
         let network = (spec.build)(&config, vb)?;
         Ok(Self { spec, config, network })
+    }
+
+    /// Builds the registered network `name` with the weights in `state`, in f32 on `device`. No initial values
+    /// are drawn. The variables come along for whoever trains them.
+    ///
+    /// # Errors
+    /// If there is no such network, or the weights do not fit it: the message says which.
+    pub fn from_state_dict(
+        name: &str,
+        config: Config,
+        state: &StateDict,
+        device: &Device,
+    ) -> Result<(Self, Params)> {
+        let params = Params::zeros();
+        let model = Self::new(name, config, params.var_builder(device))?;
+        params.load(state)?;
+        Ok((model, params))
     }
 
     /// Logits [n, classes] in f32 of a batch of images.

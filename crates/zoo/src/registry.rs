@@ -1,10 +1,11 @@
 //! The table of models: one line per family here, one file per family in `models/`.
 
-use crate::model::{Config, Network};
+use crate::model::{Config, Network, Stem};
 use crate::models;
 use candle_core::{Result, bail};
 use candle_nn::VarBuilder;
 use std::sync::OnceLock;
+use zoo_ops::rng::Noise;
 
 /// Builds a network's layers.
 pub type Build = Box<dyn Fn(&Config, VarBuilder<'_>) -> Result<Box<dyn Network>> + Send + Sync>;
@@ -27,20 +28,51 @@ pub struct Spec {
     pub build: Build,
 }
 
+impl Spec {
+    /// The configuration it was published for.
+    pub fn config(&self) -> Config {
+        let [in_chans, h, w] = self.input;
+        Config {
+            num_classes: self.num_classes,
+            in_chans,
+            image_size: (h, w),
+            dropout: None,
+            stem: Stem::Auto,
+            noise: Noise::default(),
+        }
+    }
+}
+
 impl std::fmt::Debug for Spec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Spec").field("name", &self.name).field("family", &self.family).finish_non_exhaustive()
     }
 }
 
+/// A family of models: its part of the table, and its facts file (see [`crate::facts`]).
+pub(crate) struct Family {
+    specs: fn() -> Vec<Spec>,
+    pub(crate) facts: &'static str,
+}
+
+/// The family in `models/<name>.rs`, with the facts in `models/<name>.toml` at the root of the repository.
+macro_rules! family {
+    ($name:ident) => {
+        Family {
+            specs: models::$name::specs,
+            facts: include_str!(concat!("../../../models/", stringify!($name), ".toml")),
+        }
+    };
+}
+
 /// One line per family.
-const FAMILIES: &[fn() -> Vec<Spec>] =
-    &[models::cifar_resnet::specs, models::lenet::specs, models::mlp::specs, models::resnet::specs];
+pub(crate) const FAMILIES: &[Family] =
+    &[family!(cifar_resnet), family!(lenet), family!(mlp), family!(resnet)];
 
 /// All models, sorted by family and then in the family's own order.
 pub fn registry() -> &'static [Spec] {
     static ALL: OnceLock<Vec<Spec>> = OnceLock::new();
-    ALL.get_or_init(|| FAMILIES.iter().flat_map(|specs| specs()).collect())
+    ALL.get_or_init(|| FAMILIES.iter().flat_map(|family| (family.specs)()).collect())
 }
 
 /// The model of exactly this name.

@@ -1,38 +1,269 @@
 //! Properties that every model has.
 
-use candle_core::{DType, Device, Result};
-use candle_nn::VarBuilder;
-use zoo::{Config, Model, Spec, Stem};
+use candle_core::{Device, Result, Tensor};
+use candle_nn::{Init, ModuleT};
+use rand::Rng;
+use zoo::weights::StateDict;
+use zoo::{Config, Model, Params, Spec, Stem, Summary, find, infer_config, layers, registry};
 
-/// A model for a number of classes and images of [c, h, w], with weights of zero.
-fn hollow(name: &str, num_classes: usize, [c, h, w]: [usize; 3]) -> Result<Model> {
-    let config = Config {
-        num_classes,
-        in_chans: c,
-        image_size: (h, w),
-        dropout: None,
-        stem: Stem::Auto,
-        noise: Default::default(),
-    };
-    Model::new(name, config, VarBuilder::zeros(DType::F32, &Device::Cpu))
+/// Images [n, c, h, w] of uniform noise of unit variance, from a seed.
+fn noise(shape: &[usize], seed: u64) -> Result<Tensor> {
+    let mut rng = zoo_ops::rng::stream(seed, "images", 0);
+    let values: Vec<f32> =
+        (0..shape.iter().product()).map(|_| (rng.random::<f32>() - 0.5) * 12f32.sqrt()).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
-fn params(spec: &Spec) -> Result<usize> {
-    let rows = hollow(spec.name, spec.num_classes, spec.input)?.trace()?;
-    Ok(rows.iter().map(|row| row.params).sum())
+/// A configuration for small images and ten classes.
+fn small(spec: &Spec) -> Config {
+    let side = spec.input[1].min(32);
+    Config { num_classes: 10, image_size: (side, side), ..spec.config() }
+}
+
+fn seeded(name: &str, config: Config, seed: u64) -> Result<(Model, Params)> {
+    let params = Params::new(seed);
+    Ok((Model::new(name, config, params.var_builder(&Device::Cpu))?, params))
+}
+
+fn state_of(params: &Params) -> StateDict {
+    let tensors = params.all().into_iter().map(|(name, var)| (name, var.as_detached_tensor()));
+    StateDict { tensors: tensors.collect(), ..Default::default() }
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().and_then(|flat| flat.to_vec1()).unwrap_or_default()
+}
+
+/// The first line of an error's message: with `RUST_BACKTRACE` set, candle puts a backtrace behind it.
+fn message<T>(result: Result<T>) -> String {
+    let message = result.err().map(|error| error.to_string()).unwrap_or_default();
+    message.lines().next().unwrap_or_default().to_string()
 }
 
 #[test]
-fn resnets_have_the_parameters_of_torchvision() -> Result<()> {
-    let expected = [
-        ("resnet18", 11_689_512),
-        ("resnet34", 21_797_672),
-        ("resnet50", 25_557_032),
-        ("resnet101", 44_549_160),
-        ("resnet152", 60_192_808),
-    ];
-    for (name, count) in expected {
-        assert_eq!(params(zoo::find(name)?)?, count, "{name}");
+fn every_parameter_gets_a_gradient() -> Result<()> {
+    for spec in registry() {
+        let config = small(spec);
+        let (h, w) = config.image_size;
+        let images = noise(&[2, config.in_chans, h, w], 1)?;
+        let (model, params) = seeded(spec.name, config, 2)?;
+        let logits = model.forward_t(&images, true)?;
+        assert_eq!(logits.dims(), [2, 10], "{}", spec.name);
+        let loss = candle_nn::loss::cross_entropy(&logits, &Tensor::new(&[3u32, 1], &Device::Cpu)?)?;
+        let grads = loss.backward()?;
+        for (name, var) in params.trainable() {
+            let Some(grad) = grads.get(&var) else { candle_core::bail!("{}: {name} has none", spec.name) };
+            let norm = grad.sqr()?.sum_all()?.to_scalar::<f32>()?;
+            assert!(norm > 0.0 && norm.is_finite(), "{}: {name}: squared norm {norm}", spec.name);
+        }
+        let trained: usize = params.trainable().iter().map(|(_, var)| var.elem_count()).sum();
+        assert_eq!(trained, Summary::of(&model)?.params, "{}", spec.name);
     }
+    Ok(())
+}
+
+#[test]
+fn initial_values_follow_from_seed_and_name_alone() -> Result<()> {
+    let spec = find("cifar_resnet20b")?;
+    let (_, first) = seeded(spec.name, small(spec), 5)?;
+    let (_, other) = seeded(spec.name, small(spec), 6)?;
+    // Another order of creation: the last layer before all others.
+    let params = Params::new(5);
+    let vb = params.var_builder(&Device::Cpu);
+    layers::Linear::new(64, 10, vb.pp("fc"))?;
+    vb.get_with_hints((64, 64, 3, 3), "layer3.2.conv2.weight", layers::KAIMING_FAN_OUT)?;
+    Model::new(spec.name, small(spec), vb)?;
+    for (((name, a), (_, b)), (_, c)) in first.all().iter().zip(params.all()).zip(other.all()) {
+        assert_eq!(values(a), values(&b), "{name}");
+        let constant = name.contains("bn") || name.contains("downsample.1") || name.contains("running");
+        assert_eq!(values(a) != values(&c), !constant, "{name}: seeds 5 and 6");
+    }
+    Ok(())
+}
+
+/// Mean and standard deviation.
+fn moments(values: &[f32]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+    let variance = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+    (mean, variance.sqrt())
+}
+
+#[test]
+fn initial_values_have_the_published_distribution() -> Result<()> {
+    // torchvision: normal with variance 2 / fan_out; the tolerance is four standard errors.
+    let check = |model: &str, weight: &str, variance: f64| -> Result<()> {
+        let spec = find(model)?;
+        let (_, params) = seeded(model, spec.config(), 3)?;
+        let Some((_, var)) = params.all().into_iter().find(|(name, _)| name == weight) else {
+            candle_core::bail!("no {weight}")
+        };
+        let (values, std) = (values(&var), variance.sqrt());
+        let error = 4.0 * std / (values.len() as f64).sqrt();
+        let (mean, found) = moments(&values);
+        assert!(
+            mean.abs() < error && (found - std).abs() < error,
+            "{model} {weight}: {mean}, {found}, {std}"
+        );
+        Ok(())
+    };
+    check("resnet18", "conv1.weight", 2.0 / (64.0 * 49.0))?;
+    check("resnet18", "layer2.0.downsample.0.weight", 2.0 / 128.0)?;
+    check("resnet50", "layer1.0.conv3.weight", 2.0 / 256.0)?;
+    // nn.Linear and nn.Conv2d: uniform within 1 / √fan_in, whose variance is 1 / (3 fan_in).
+    check("resnet18", "fc.weight", 1.0 / (3.0 * 512.0))?;
+    check("resnet18", "fc.bias", 1.0 / (3.0 * 512.0))?;
+    check("lenet5", "conv2.weight", 1.0 / (3.0 * 150.0))?;
+    check("lenet5", "fc1.bias", 1.0 / (3.0 * 400.0))?;
+    // akamaster: normal with variance 2 / fan_in, the output layer too; chenyaofo: as torchvision.
+    check("cifar_resnet20", "layer2.0.conv1.weight", 2.0 / (16.0 * 9.0))?;
+    check("cifar_resnet20", "linear.weight", 2.0 / 64.0)?;
+    check("cifar_resnet20b", "layer2.0.conv1.weight", 2.0 / (32.0 * 9.0))?;
+    check("cifar_resnet20b", "fc.weight", 1.0 / (3.0 * 64.0))
+}
+
+#[test]
+fn uniform_initial_values_stay_within_their_bound() -> Result<()> {
+    let vb = Params::new(4).var_builder(&Device::Cpu);
+    let bound = 0.25;
+    let weight = vb.get_with_hints((64, 16), "weight", layers::PYTORCH_DEFAULT)?;
+    let bias = vb.get_with_hints(512, "bias", Init::Uniform { lo: -bound, up: bound })?;
+    for values in [values(&weight), values(&bias)] {
+        let largest = values.iter().fold(0f64, |max, v| max.max(f64::from(v.abs())));
+        assert!(largest <= bound && largest > 0.95 * bound, "{largest}");
+    }
+    Ok(())
+}
+
+#[test]
+fn resnets_take_other_images() -> Result<()> {
+    for (name, in_chans, h, w) in [
+        ("cifar_resnet20", 1, 28, 28),
+        ("cifar_resnet20b", 3, 61, 45),
+        ("resnet18", 1, 28, 28),
+        ("resnet18", 3, 1, 1),
+    ] {
+        let config = Config { in_chans, image_size: (h, w), num_classes: 7, ..find(name)?.config() };
+        let (model, _) = seeded(name, config, 0)?;
+        let logits = model.forward_t(&noise(&[2, in_chans, h, w], 0)?, false)?;
+        assert_eq!(logits.dims(), [2, 7], "{name}");
+        // Fully convolutional: another size than it was built for.
+        assert_eq!(model.forward_t(&noise(&[1, in_chans, 40, 33], 0)?, false)?.dims(), [1, 7], "{name}");
+    }
+    let config = Config { image_size: (224, 224), ..find("cifar_resnet20")?.config() };
+    let last =
+        Summary::new("cifar_resnet20", &config)?.layers.into_iter().rev().find(|row| row.kind == "conv2d");
+    assert_eq!(last.map(|row| row.output), Some([64, 56, 56]));
+    Ok(())
+}
+
+#[test]
+fn the_stem_follows_the_image_size_unless_told() -> Result<()> {
+    let spec = find("resnet18")?;
+    let kernel = |stem, side| -> Result<Option<usize>> {
+        let config = Config { stem, image_size: (side, side), ..spec.config() };
+        Ok(Summary::new(spec.name, &config)?.layers[0].window.map(|window| window.kernel.0))
+    };
+    for (stem, side, expected) in
+        [(Stem::Auto, 64, 3), (Stem::Auto, 65, 7), (Stem::Cifar, 224, 3), (Stem::ImageNet, 32, 7)]
+    {
+        assert_eq!(kernel(stem, side)?, Some(expected), "{stem:?} at {side}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_refused_in_one_line() -> Result<()> {
+    let build = |name: &str, change: fn(&mut Config)| -> Result<Model> {
+        let mut config = find(name)?.config();
+        change(&mut config);
+        Ok(seeded(name, config, 0)?.0)
+    };
+    let mlp = build("mlp", |_| {})?;
+    for (message, parts) in [
+        (message(build("mlp", |c| c.num_classes = 0)), ["mlp", "classes"]),
+        (message(build("resnet18", |c| c.image_size = (0, 32))), ["resnet18", "0x32 pixels"]),
+        (message(build("lenet5", |c| c.image_size = (7, 28))), ["lenet5", "7x28 pixels are too small"]),
+        (
+            message(mlp.forward_t(&noise(&[1, 1, 32, 32], 0)?, false)),
+            ["mlp", "images of 28x28, was given 32x32"],
+        ),
+        (message(mlp.forward_t(&noise(&[1, 3, 28, 28], 0)?, false)), ["mlp", "1 channels, found 3"]),
+    ] {
+        assert!(parts.iter().all(|part| message.contains(part)), "{message:?} lacks one of {parts:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn loading_copies_every_tensor_or_nothing() -> Result<()> {
+    let spec = find("cifar_resnet20b")?;
+    let (_, source) = seeded(spec.name, small(spec), 1)?;
+    let (_, target) = seeded(spec.name, small(spec), 2)?;
+    let before = target.all().iter().map(|(_, var)| values(var)).collect::<Vec<_>>();
+
+    let mut wrong = state_of(&source);
+    let moved = wrong.tensors.remove("layer1.0.conv1.weight");
+    wrong.tensors.insert("extra.weight".into(), noise(&[3], 0)?);
+    wrong.tensors.insert("fc.weight".into(), noise(&[5, 64], 0)?);
+    let message = message(target.load(&wrong));
+    for part in
+        ["missing (layer1.0.conv1.weight)", "unexpected (extra.weight)", "fc.weight", "[10, 64]", "[5, 64]"]
+    {
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+    }
+    assert_eq!(target.all().iter().map(|(_, var)| values(var)).collect::<Vec<_>>(), before);
+
+    let mut right = state_of(&source);
+    assert!(moved.is_some());
+    right.tensors.insert("bn1.num_batches_tracked".into(), Tensor::new(7i64, &Device::Cpu)?);
+    target.load(&right)?;
+    for ((name, a), (_, b)) in source.all().iter().zip(target.all()) {
+        assert_eq!(values(a), values(&b), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_model_from_weights_computes_what_their_model_did() -> Result<()> {
+    let spec = find("cifar_resnet20")?;
+    let (model, params) = seeded(spec.name, small(spec), 1)?;
+    let images = noise(&[4, 3, 32, 32], 1)?;
+    // So that running statistics are no longer 0 and 1.
+    model.forward_t(&images, true)?;
+    let state = state_of(&params);
+    let (copy, copied) =
+        Model::from_state_dict(spec.name, infer_config(spec, &state, (32, 32))?, &state, &Device::Cpu)?;
+    assert_eq!(values(&model.forward_t(&images, false)?), values(&copy.forward_t(&images, false)?));
+    assert_eq!(copied.trainable().len(), params.trainable().len());
+    Ok(())
+}
+
+#[test]
+fn weights_tell_their_configuration() -> Result<()> {
+    for (name, num_classes, in_chans, side, stem) in [
+        ("softmax", 7, 3, 32, Stem::Auto),
+        ("mlp", 10, 1, 28, Stem::Auto),
+        ("lenet5", 4, 3, 40, Stem::Auto),
+        ("cifar_resnet20b", 100, 1, 28, Stem::Auto),
+        ("resnet18", 10, 3, 32, Stem::Auto),
+        // Weights with the CIFAR stem for images that would take the other one by default.
+        ("resnet18", 10, 3, 96, Stem::Cifar),
+        ("resnet50", 12, 4, 64, Stem::ImageNet),
+    ] {
+        let spec = find(name)?;
+        let config = Config { num_classes, in_chans, image_size: (side, side), stem, ..spec.config() };
+        let params = Params::zeros();
+        Model::new(name, config, params.var_builder(&Device::Cpu))?;
+        let found = infer_config(spec, &state_of(&params), (side, side))?;
+        assert_eq!((found.num_classes, found.in_chans, found.stem), (num_classes, in_chans, stem), "{name}");
+    }
+    let params = Params::zeros();
+    Model::new("mlp", find("mlp")?.config(), params.var_builder(&Device::Cpu))?;
+    let state = state_of(&params);
+    let foreign = message(infer_config(find("resnet18")?, &state, (32, 32)));
+    assert!(foreign.contains("not weights of resnet18") && foreign.contains("conv1.weight"), "{foreign}");
+    let size = message(infer_config(find("mlp")?, &state, (32, 32)));
+    assert!(size.contains("784 values") && size.contains("32x32"), "{size}");
     Ok(())
 }

@@ -1,0 +1,79 @@
+//! The facts files against the code, and against what the peers report.
+
+use candle_core::Result;
+use zoo::{Config, Summary, facts, registry};
+
+#[test]
+fn counts_are_those_of_the_code() -> Result<()> {
+    for spec in registry() {
+        let facts = facts(spec.name)?;
+        let summary = Summary::new(spec.name, &spec.config())?;
+        assert_eq!((facts.params, facts.macs), (summary.params, summary.macs), "{}", spec.name);
+    }
+    Ok(())
+}
+
+#[test]
+fn resnets_are_as_large_as_torchvision_says() -> Result<()> {
+    // torchvision 0.22.1: parameters, and billions of multiply-adds to three places.
+    for (name, params, gmacs) in [
+        ("resnet18", 11_689_512, 1.814),
+        ("resnet34", 21_797_672, 3.664),
+        ("resnet50", 25_557_032, 4.089),
+        ("resnet101", 44_549_160, 7.801),
+        ("resnet152", 60_192_808, 11.514),
+    ] {
+        let facts = facts(name)?;
+        assert_eq!(facts.params, params, "{name}");
+        assert_eq!((facts.macs as f64 / 1e6).round() / 1e3, gmacs, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn cifar_resnets_are_as_large_as_the_paper_says() -> Result<()> {
+    // Table 6: millions of parameters.
+    for (name, millions) in [("20", 0.27), ("32", 0.46), ("44", 0.66), ("56", 0.85), ("110", 1.73)]
+        .map(|(d, m)| (format!("cifar_resnet{d}"), m))
+    {
+        assert_eq!((facts(&name)?.params as f64 / 1e4).round() / 1e2, millions, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn published_weights_are_described_in_full() -> Result<()> {
+    for spec in registry() {
+        let facts = facts(spec.name)?;
+        assert!((1980..2030).contains(&facts.year) && !facts.source.is_empty(), "{}", spec.name);
+        let mut tags: Vec<_> = facts.weights.iter().map(|weights| &weights.tag).collect();
+        tags.dedup();
+        assert_eq!(tags.len(), facts.weights.len(), "{}: a tag twice", spec.name);
+        for weights in &facts.weights {
+            let what = format!("{} {}", spec.name, weights.tag);
+            let digits = weights.sha256.len();
+            assert!(digits == 8 || digits == 64, "{what}: {digits} digits of SHA-256");
+            assert!(
+                weights.sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)),
+                "{what}"
+            );
+            assert!(
+                weights.url.starts_with("https://") && weights.url.contains(&weights.sha256[..8]),
+                "{what}"
+            );
+            assert!(weights.top1 > 50.0 && weights.top1 < 100.0, "{what}");
+            let preprocessing = &weights.preprocessing;
+            assert_eq!(preprocessing.mean.len(), preprocessing.std.len(), "{what}");
+            assert_eq!(preprocessing.resize.is_some(), preprocessing.interpolation.is_some(), "{what}");
+            // The model can be built for them.
+            let config = Config {
+                num_classes: weights.num_classes,
+                in_chans: preprocessing.mean.len(),
+                image_size: (preprocessing.image_size, preprocessing.image_size),
+                ..spec.config()
+            };
+            Summary::new(spec.name, &config)?;
+        }
+    }
+    Ok(())
+}
