@@ -33,6 +33,9 @@ fn compare(
     // Where bf16 rounds a value onto a kink, its derivative jumps; and sums over a handful of values cancel.
     let rough = ["Relu6", "HardSwish", "[3, 1, 2, 3]"].iter().any(|part| case.name.contains(part));
     let bound = if dtype == DType::BF16 && rough { 0.1 } else { bound };
+    // F(4×4, 3×3), which serves these, loses digits to the constants of its transforms.
+    let winograd = ["2x64x32x32", "7x48x14x13", "6x50x15x17"].iter().any(|part| case.name.contains(part));
+    let bound = if winograd { bound.max(1e-4) } else { bound };
     let (output, gradients) = evaluate(case, dtype, DType::F32)?;
     let (expected, expected_gradients) = with_reference(|| evaluate(case, DType::F64, DType::F64))?;
     let mut failures = Vec::new();

@@ -339,14 +339,14 @@ fn store<T: Element>(out: &mut [T], xs: &[f32]) {
 
 /// A matrix in memory: distance between rows and between columns, in elements.
 #[derive(Clone, Copy)]
-struct Matrix<'a> {
+pub(super) struct Matrix<'a> {
     data: &'a [f32],
     row_stride: usize,
     column_stride: usize,
 }
 
 impl<'a> Matrix<'a> {
-    fn new(data: &'a [f32], row_stride: usize, column_stride: usize) -> Self {
+    pub(super) fn new(data: &'a [f32], row_stride: usize, column_stride: usize) -> Self {
         Self { data, row_stride, column_stride }
     }
 
@@ -362,7 +362,7 @@ impl<'a> Matrix<'a> {
 }
 
 /// `out = lhs · rhs`, or `out += lhs · rhs`, on one thread; `out` has rows of `out_stride` elements.
-fn multiply(
+pub(super) fn multiply(
     (m, n, k): (usize, usize, usize),
     out: &mut [f32],
     out_stride: usize,

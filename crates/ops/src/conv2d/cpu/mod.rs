@@ -2,6 +2,7 @@
 
 mod depthwise;
 mod gemm;
+mod winograd;
 
 use super::Geometry;
 use crate::element::{Element, Elements, by_element, operand};
@@ -14,12 +15,20 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Resul
 enum Kernel {
     /// One input and one output channel in each group.
     Depthwise,
+    /// 3×3 of stride 1 with many channels, by minimal filtering.
+    Winograd,
     /// Matrix products over gathered pixels.
     Gemm,
 }
 
 fn kernel(g: &Geometry) -> Kernel {
-    if g.groups > 1 && g.group_channels() == (1, 1) { Kernel::Depthwise } else { Kernel::Gemm }
+    if g.groups > 1 && g.group_channels() == (1, 1) {
+        Kernel::Depthwise
+    } else if winograd::serves(g) {
+        Kernel::Winograd
+    } else {
+        Kernel::Gemm
+    }
 }
 
 /// Differentiable in all three tensors.
@@ -65,6 +74,7 @@ impl Conv2d {
 fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32], bias: Option<&[f32]>) -> Vec<T> {
     let mut ys = match kernel(g) {
         Kernel::Depthwise => depthwise::forward(g, xs, weight),
+        Kernel::Winograd => winograd::forward(g, xs, weight),
         Kernel::Gemm => gemm::forward(g, xs, weight),
     };
     if let Some(bias) = bias {
@@ -84,6 +94,7 @@ fn backward<T: Element>(
     let dx = if xs.track_op() {
         let dx = match kernel(g) {
             Kernel::Depthwise => depthwise::input_gradient(g, &dy, &w),
+            Kernel::Winograd => winograd::input_gradient(g, &dy, &w),
             Kernel::Gemm => gemm::input_gradient(g, &dy, &w),
         };
         Some(Tensor::from_vec(dx, xs.shape(), &Device::Cpu)?)
@@ -93,6 +104,7 @@ fn backward<T: Element>(
     let dw = if weight.track_op() {
         let dw = match kernel(g) {
             Kernel::Depthwise => depthwise::weight_gradient(g, &x, &dy),
+            Kernel::Winograd => winograd::weight_gradient(g, &x, &dy),
             Kernel::Gemm => gemm::weight_gradient(g, &x, &dy),
         };
         Some(Tensor::from_vec(dw, weight.shape(), &Device::Cpu)?)
