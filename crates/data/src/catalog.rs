@@ -263,7 +263,8 @@ impl CatalogEntry {
         self.files.iter().filter(move |file| file.split == split)
     }
 
-    pub(crate) fn meta(&self) -> Meta {
+    /// Classes, shape and statistics, as an opened set has them; for a folder without its classes.
+    pub fn meta(&self) -> Meta {
         Meta {
             name: self.name.to_owned(),
             classes: self.class_names.iter().map(|&class| class.to_owned()).collect(),

@@ -1,0 +1,216 @@
+//! `zoo bench`: images per second on generated input.
+
+use crate::number::{rate, thousands};
+use crate::options::{Common, non_zero};
+use crate::printer::Printer;
+use crate::summary::Shape;
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use clap::ValueEnum;
+use serde::Serialize;
+use std::process::ExitCode;
+use std::time::Instant;
+use zoo::{Config, Model, Params};
+use zoo_ops::FeatureMap;
+use zoo_ops::rng::{Noise, stream};
+use zoo_trainer::{Gradients, Optimizer, SgdConfig, train_pass};
+
+/// Stack of the thread that computes: candle walks a deep network's graph by recursion.
+const STACK: usize = 256 << 20;
+
+/// Arguments of `zoo bench`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: zoo bench --model resnet18 --image-size 32 --num-classes 10")]
+pub(crate) struct Args {
+    /// Name of the model, one of `zoo list`
+    #[arg(long, value_name = "NAME")]
+    model: String,
+    /// What to measure: train is forward, backward and optimizer step; infer is forward
+    #[arg(long, value_enum, default_value = "train")]
+    mode: Mode,
+    /// Images per step
+    #[arg(long, value_name = "N", default_value = "32", value_parser = non_zero)]
+    batch_size: usize,
+    #[command(flatten)]
+    shape: Shape,
+    /// Steps before measuring
+    #[arg(long, value_name = "N", default_value = "3")]
+    warmup: usize,
+    /// Steps that are measured
+    #[arg(long, value_name = "N", default_value = "10", value_parser = non_zero)]
+    steps: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    Train,
+    Infer,
+}
+
+/// The result as `--json` shows it.
+#[derive(Debug, Serialize)]
+struct Measurement {
+    model: &'static str,
+    mode: Mode,
+    device: &'static str,
+    dtype: &'static str,
+    threads: usize,
+    batch_size: usize,
+    image_size: usize,
+    /// From the median step.
+    images_per_second: f64,
+    step_ms: StepTimes,
+    /// The most memory that the process held, in 10⁶ bytes; null where the system does not say.
+    peak_memory_mb: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct StepTimes {
+    min: f64,
+    median: f64,
+    max: f64,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// If there is no such model, or it cannot take such images.
+pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
+    let spec = zoo::find(&args.model)?;
+    let (device, dtype) = (common.device()?, common.dtype()?);
+    let config = args.shape.config(spec, Noise::new(common.seed()));
+    let (h, w) = config.image_size;
+    let (n, c) = (args.batch_size, config.in_chans);
+    let pixels = random_bytes(common.seed(), n * h * w * c);
+    let statistics = (vec![0.5; c], vec![0.25; c]);
+    let xs = FeatureMap::from_bytes(&pixels, (n, h, w, c), (&statistics.0, &statistics.1), dtype, &device)?;
+    let bench = Bench { args, config, seed: common.seed(), device, xs };
+    let mut step_ms = std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().stack_size(STACK);
+        let thread =
+            builder.spawn_scoped(scope, || bench.measure(printer)).context("cannot start a thread")?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    step_ms.sort_by(f64::total_cmp);
+    let median = median(&step_ms);
+    let measurement = Measurement {
+        model: spec.name,
+        mode: args.mode,
+        device: "cpu",
+        dtype: dtype.as_str(),
+        threads: common.threads(),
+        batch_size: n,
+        image_size: h,
+        images_per_second: n as f64 / median * 1e3,
+        step_ms: StepTimes { min: step_ms[0], median, max: step_ms[step_ms.len() - 1] },
+        peak_memory_mb: peak_memory_mb(),
+    };
+    printer.result(&measurement, text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Bench<'a> {
+    args: &'a Args,
+    config: Config,
+    seed: u64,
+    device: Device,
+    xs: FeatureMap,
+}
+
+impl Bench<'_> {
+    /// Milliseconds of each measured step.
+    fn measure(&self, printer: &Printer) -> Result<Vec<f64>> {
+        let params = Params::new(self.seed);
+        let model = Model::new(&self.args.model, self.config.clone(), params.var_builder(&self.device))?;
+        let labels: Vec<u32> =
+            (0..self.args.batch_size).map(|i| (i % self.config.num_classes) as u32).collect();
+        let sgd = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
+        let mut optimizer = Optimizer::new(params.trainable(), sgd)?;
+        let mut step = || -> Result<()> {
+            match self.args.mode {
+                Mode::Infer => settle(&model.forward(&self.xs, false)?),
+                Mode::Train => {
+                    let pass = train_pass(&model, &self.xs, &labels, 0.0, 1.0)?;
+                    let gradients = Gradients::take(optimizer.parameters(), pass.gradients);
+                    // So low that the weights stay finite however many steps are measured.
+                    Ok(optimizer.step(&gradients, 1e-6)?)
+                }
+            }
+        };
+        let bar = printer.bar("measuring {wide_bar} {pos}/{len} steps  {eta} left");
+        bar.set_length((self.args.warmup + self.args.steps) as u64);
+        let mut step_ms = Vec::with_capacity(self.args.steps);
+        for i in 0..self.args.warmup + self.args.steps {
+            let start = Instant::now();
+            step()?;
+            if i >= self.args.warmup {
+                step_ms.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(step_ms)
+    }
+}
+
+/// Waits until a tensor is computed, on devices that compute behind the program's back.
+fn settle(tensor: &Tensor) -> Result<()> {
+    Ok(tensor.device().synchronize()?)
+}
+
+fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
+    use rand::RngCore;
+    let mut bytes = vec![0; len];
+    stream(seed, "bench", 0).fill_bytes(&mut bytes);
+    bytes
+}
+
+/// The middle of sorted values, of an even number the mean of the two in the middle.
+fn median(sorted: &[f64]) -> f64 {
+    let n = sorted.len();
+    (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0
+}
+
+/// What Linux calls the high-water mark of the resident set.
+fn peak_memory_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024.0 / 1e6)
+}
+
+fn text(m: &Measurement) -> String {
+    let memory =
+        m.peak_memory_mb.map_or("unknown".into(), |mb| format!("{} MB", thousands(mb.round() as u64)));
+    let mode = if m.mode == Mode::Train { "training" } else { "inference" };
+    format!(
+        "{}, {mode} on generated images of {size}×{size}, {} at a time\n\
+         {}, {}, {} threads\n\n\
+         images/s     {}\n\
+         step         {:.2} ms (least {:.2}, most {:.2})\n\
+         peak memory  {memory}",
+        m.model,
+        m.batch_size,
+        m.device,
+        m.dtype,
+        m.threads,
+        rate(m.images_per_second),
+        m.step_ms.median,
+        m.step_ms.min,
+        m.step_ms.max,
+        size = m.image_size,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_of_odd_and_even() {
+        assert_eq!(median(&[1.0]), 1.0);
+        assert_eq!(median(&[1.0, 2.0, 9.0]), 2.0);
+        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
+    }
+}

@@ -1,0 +1,156 @@
+//! `zoo eval`: the accuracy of a trained network on a data set.
+
+use crate::number::{duration, rate, thousands};
+use crate::options::{Common, non_zero};
+use crate::printer::Printer;
+use crate::table::Table;
+use crate::trained::{Foreign, run_config};
+use anyhow::{Result, bail};
+use serde::Serialize;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use zoo_data::{Loader, LoaderConfig, Split};
+use zoo_trainer::{Checkpoint, ClassAccuracy, DATA_SEED, evaluate};
+
+/// Skipped images that are named one by one.
+const WARNINGS: usize = 10;
+
+/// Arguments of `zoo eval`.
+#[derive(Debug, clap::Args)]
+#[command(override_usage = "\
+zoo eval [OPTIONS] RUN_OR_CHECKPOINT
+       zoo eval [OPTIONS] --model NAME --weights FILE --dataset NAME")]
+pub(crate) struct Args {
+    /// Folder of a run, of which the best checkpoint is taken, or a checkpoint file
+    #[arg(value_name = "RUN_OR_CHECKPOINT", required_unless_present = "weights", conflicts_with = "weights")]
+    checkpoint: Option<PathBuf>,
+    /// Data set to evaluate on [default: the one trained on]
+    #[arg(long, value_name = "NAME")]
+    dataset: Option<String>,
+    /// Folder with the files of the data set [default: the one trained from]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Part of the data set
+    #[arg(long, value_name = "SPLIT", default_value = "test", value_parser = ["train", "test"])]
+    split: String,
+    /// Evaluate on at most N images
+    #[arg(long, value_name = "N", value_parser = non_zero)]
+    limit_test: Option<usize>,
+    /// Images computed at a time
+    #[arg(long, value_name = "N", default_value = "128", value_parser = non_zero)]
+    batch_size: usize,
+    /// Also show the accuracy of each class
+    #[arg(long)]
+    per_class: bool,
+    #[command(flatten, next_help_heading = "Weights from elsewhere, and preparing pictures")]
+    foreign: Foreign,
+}
+
+/// The result as `--json` shows it. Accuracies in percent.
+#[derive(Debug, Serialize)]
+struct Evaluation {
+    model: String,
+    dataset: String,
+    split: &'static str,
+    n: u64,
+    top1: f64,
+    top5: f64,
+    loss: f64,
+    images_per_second: f64,
+    elapsed_s: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_class: Option<Vec<ClassAccuracy>>,
+}
+
+/// Evaluates and prints.
+///
+/// # Errors
+/// If the checkpoint or the data set cannot be read, or they do not fit each other.
+pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
+    let (device, dtype) = (common.device()?, common.dtype()?);
+    let split = if args.split == "train" { Split::Train } else { Split::Test };
+    let trained_on = args.checkpoint.as_deref().and_then(run_config);
+    let name = match (&args.dataset, &args.checkpoint) {
+        (Some(name), _) => name.clone(),
+        (None, Some(path)) => Checkpoint::open(path)?.meta.dataset,
+        (None, None) => bail!("--weights says nothing of a data set; name one with --dataset"),
+    };
+    let data_dir = args
+        .data_dir
+        .clone()
+        .or_else(|| trained_on.filter(|config| config.dataset == name).and_then(|config| config.data_dir));
+    let dataset = zoo_data::open(&name, split, data_dir.as_deref(), DATA_SEED)?;
+    let dataset = args.limit_test.map_or(dataset.clone(), |n| dataset.limit(n, DATA_SEED));
+    let checkpoint = args.foreign.open(args.checkpoint.as_deref(), Some(dataset.meta()))?;
+    let (meta, input) = (&checkpoint.meta, &checkpoint.meta.input);
+    let classes = dataset.meta().classes.len();
+    if classes > meta.num_classes {
+        bail!("{} tells {} classes apart, but {name} has {classes}", meta.model, meta.num_classes);
+    }
+    let model = checkpoint.model(&device)?;
+    let config = LoaderConfig {
+        image_size: Some(input.image_size),
+        resize: Some(input.resize),
+        in_chans: Some(input.in_chans),
+        ..LoaderConfig::new(args.batch_size, 0)
+    };
+    let loader = Loader::new(dataset, config)?;
+    printer.detail(format!("evaluating {}", checkpoint.path.display()));
+    let bar = printer.bar("evaluating {wide_bar} {pos}/{len}  {per_sec}  {eta} left");
+    bar.set_length(loader.dataset().len() as u64);
+    let report = evaluate(&model, &loader, input, (dtype, &device), |done| {
+        bar.set_position(done as u64);
+        ControlFlow::Continue(())
+    })?;
+    bar.finish_and_clear();
+    let skipped = loader.take_warnings();
+    skipped.iter().take(WARNINGS).for_each(|warning| printer.warning(warning));
+    if skipped.len() > WARNINGS {
+        printer.warning(format!("skipped {} more images", skipped.len() - WARNINGS));
+    }
+    // Nothing above breaks off, so there is a report.
+    let Some(report) = report else { bail!("the evaluation was broken off") };
+    let evaluation = Evaluation {
+        model: meta.model.clone(),
+        dataset: name,
+        split: split.name(),
+        n: report.n,
+        top1: report.top1,
+        top5: report.top5,
+        loss: report.loss,
+        images_per_second: report.images_per_second,
+        elapsed_s: report.elapsed_s,
+        per_class: args.per_class.then_some(report.per_class),
+    };
+    printer.result(&evaluation, text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(e: &Evaluation) -> String {
+    let mut text = format!(
+        "{} on the {} images of {} ({})\n\n\
+         top-1     {:>7.2} %\n\
+         top-5     {:>7.2} %\n\
+         loss      {:>7.4}\n\
+         images/s  {:>7}    ({})",
+        e.model,
+        thousands(e.n),
+        e.dataset,
+        e.split,
+        e.top1,
+        e.top5,
+        e.loss,
+        rate(e.images_per_second),
+        duration(e.elapsed_s),
+    );
+    if let Some(classes) = &e.per_class {
+        let mut table = Table::new(&["class", ">images", ">top-1"]);
+        for class in classes {
+            let top1 = class.top1.map_or("-".into(), |top1| format!("{top1:.2} %"));
+            table.row([class.class.clone(), thousands(class.n), top1]);
+        }
+        text += &format!("\n\n{table}");
+    }
+    text
+}

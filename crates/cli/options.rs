@@ -1,0 +1,146 @@
+//! The options that every subcommand takes.
+
+use anyhow::{Result, bail};
+use candle_core::{DType, Device};
+use clap::{ArgAction, Args, ValueEnum};
+use std::str::FromStr;
+
+/// Options of every subcommand.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Common options")]
+pub(crate) struct Common {
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal; auto takes the best there is
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
+    device: DeviceChoice,
+    /// Number type of the feature maps: f32, or bf16 for more speed and less memory
+    /// [default: f32]
+    #[arg(long, global = true, value_name = "TYPE", hide_possible_values = true)]
+    dtype: Option<DTypeChoice>,
+    /// CPU threads to use; all cores if not given. The results do not depend on it
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// The number that all random choices come from; the same seed gives the same result [default: 0]
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Print one JSON value on stdout instead of text for people
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// No progress and no notes, only results, warnings and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// More about what is going on, on stderr
+    #[arg(short, long, global = true, action = ArgAction::SetTrue)]
+    pub(crate) verbose: bool,
+}
+
+/// What `--device` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda(usize),
+    Metal,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "metal" => Ok(Self::Metal),
+            _ => match text.strip_prefix("cuda:").and_then(|index| index.parse().ok()) {
+                Some(index) => Ok(Self::Cuda(index)),
+                None => Err("expected auto, cpu, cuda, cuda:N or metal".into()),
+            },
+        }
+    }
+}
+
+/// What `--dtype` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DTypeChoice {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Common {
+    /// Fixes the number of CPU threads. Must run before the first tensor exists.
+    ///
+    /// # Errors
+    /// If the thread pool cannot be built.
+    pub(crate) fn apply_threads(&self) -> Result<()> {
+        match self.threads {
+            Some(threads) => Ok(zoo_ops::set_threads(threads.into())?),
+            None => Ok(()),
+        }
+    }
+
+    /// The number of CPU threads in use.
+    pub(crate) fn threads(&self) -> usize {
+        match self.threads {
+            Some(threads) => threads.into(),
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+
+    /// The number of CPU threads, if given.
+    pub(crate) fn threads_given(&self) -> Option<usize> {
+        self.threads.map(usize::from)
+    }
+
+    /// The seed, 0 unless given.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed.unwrap_or(0)
+    }
+
+    /// The device to compute on.
+    ///
+    /// # Errors
+    /// If this build or machine does not have it.
+    pub(crate) fn device(&self) -> Result<Device> {
+        match self.device {
+            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
+            DeviceChoice::Cuda(_) => {
+                bail!("this build of zoo has no CUDA support; use --device cpu, or leave --device out")
+            }
+            DeviceChoice::Metal => {
+                bail!("this build of zoo has no Metal support; use --device cpu, or leave --device out")
+            }
+        }
+    }
+
+    /// The element type of feature maps, f32 unless given.
+    ///
+    /// # Errors
+    /// If the device does not compute in it.
+    pub(crate) fn dtype(&self) -> Result<DType> {
+        Ok(self.dtype_given()?.unwrap_or(DType::F32))
+    }
+
+    /// The element type of feature maps, if given.
+    ///
+    /// # Errors
+    /// If the device does not compute in it.
+    pub(crate) fn dtype_given(&self) -> Result<Option<DType>> {
+        match self.dtype {
+            None => Ok(None),
+            Some(DTypeChoice::F32) => Ok(Some(DType::F32)),
+            Some(DTypeChoice::Bf16) => Ok(Some(DType::BF16)),
+            Some(DTypeChoice::F16) => {
+                bail!("the CPU does not compute in f16; use --dtype bf16 or --dtype f32")
+            }
+        }
+    }
+}
+
+/// Parses a whole number of at least 1.
+pub(crate) fn non_zero(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(0) | Err(_) => Err("expected a whole number of at least 1".into()),
+        Ok(n) => Ok(n),
+    }
+}

@@ -1,0 +1,216 @@
+//! `zoo predict`: the classes a trained network sees in pictures.
+
+use crate::failure::FAILED;
+use crate::options::{Common, non_zero};
+use crate::printer::Printer;
+use crate::table::{WIDTH, shorten};
+use crate::trained::{Foreign, class_name};
+use crate::usage_error;
+use anyhow::Result;
+use candle_core::{DType, Device};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use unicode_width::UnicodeWidthStr;
+use zoo::Model;
+use zoo_data::CatalogEntry;
+use zoo_ops::FeatureMap;
+use zoo_trainer::{Checkpoint, CheckpointMeta, Input};
+
+/// Pictures computed at a time.
+const BATCH: usize = 32;
+
+/// Cells of a bar that stands for probability 1.
+const BAR: usize = 40;
+
+/// Arguments of `zoo predict`.
+#[derive(Debug, clap::Args)]
+#[command(override_usage = "\
+zoo predict [OPTIONS] RUN_OR_CHECKPOINT IMAGE...
+       zoo predict [OPTIONS] --model NAME --weights FILE IMAGE...")]
+pub(crate) struct Args {
+    /// Folder of a run, of which the best checkpoint is taken, or a checkpoint file; then pictures
+    #[arg(value_names = ["RUN_OR_CHECKPOINT", "IMAGE"], num_args = 1.., required = true)]
+    paths: Vec<PathBuf>,
+    /// How many classes to show for each picture
+    #[arg(long, value_name = "K", default_value = "5", value_parser = non_zero)]
+    topk: usize,
+    /// Also give the logits of all classes
+    #[arg(long)]
+    logits: bool,
+    /// Data set whose class names and normalisation apply to weights from elsewhere
+    #[arg(long, value_name = "NAME", requires = "weights")]
+    dataset: Option<String>,
+    #[command(flatten, next_help_heading = "Weights from elsewhere, and preparing pictures")]
+    foreign: Foreign,
+}
+
+/// What is said of one picture.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Answer {
+    Classes {
+        path: String,
+        predictions: Vec<Prediction>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        logits: Option<Vec<f32>>,
+    },
+    Unreadable {
+        path: String,
+        error: String,
+    },
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Prediction {
+    index: usize,
+    label: String,
+    probability: f64,
+}
+
+/// Predicts and prints. Fails if a picture could not be read, after all others were predicted.
+///
+/// # Errors
+/// If the network cannot be had.
+pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
+    let (device, dtype) = (common.device()?, common.dtype()?);
+    let (checkpoint, images) = match args.paths.split_first() {
+        _ if args.foreign.weights.is_some() => (None, args.paths.as_slice()),
+        Some((checkpoint, images)) if !images.is_empty() => (Some(checkpoint.as_path()), images),
+        _ => usage_error("predict", "there is no picture to predict: name one after the run or checkpoint"),
+    };
+    let dataset = args.dataset.as_deref().map(CatalogEntry::find).transpose()?.map(CatalogEntry::meta);
+    let checkpoint = args.foreign.open(checkpoint, dataset.as_ref())?;
+    let network = Network::new(&checkpoint, dtype, device)?;
+    let mut answers = Vec::with_capacity(images.len());
+    for images in images.chunks(BATCH) {
+        answers.extend(network.answer(images, args)?);
+    }
+    printer.result(&answers, |answers| text(answers))?;
+    let failed = answers.iter().filter(|answer| matches!(answer, Answer::Unreadable { .. })).count();
+    if failed > 0 {
+        printer.error(&format!("{failed} of {} pictures could not be read", answers.len()));
+        return Ok(ExitCode::from(FAILED));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Network<'c> {
+    model: Model,
+    meta: &'c CheckpointMeta,
+    dtype: DType,
+    device: Device,
+}
+
+impl<'c> Network<'c> {
+    fn new(checkpoint: &'c Checkpoint, dtype: DType, device: Device) -> Result<Self> {
+        Ok(Self { model: checkpoint.model(&device)?, meta: &checkpoint.meta, dtype, device })
+    }
+
+    /// An answer for each picture, in order.
+    fn answer(&self, paths: &[PathBuf], args: &Args) -> Result<Vec<Answer>> {
+        let prepared: Vec<_> = paths.iter().map(|path| self.prepare(path)).collect();
+        let pixels: Vec<u8> = prepared.iter().flatten().flatten().copied().collect();
+        let mut rows = self.logits(&pixels)?.into_iter();
+        let answer = |(path, prepared): (&PathBuf, std::result::Result<Vec<u8>, String>)| {
+            let path = path.display().to_string();
+            match prepared {
+                Err(error) => Answer::Unreadable { path, error },
+                Ok(_) => {
+                    let row = rows.next().unwrap_or_default();
+                    let predictions = self.best(&row, args.topk);
+                    Answer::Classes { path, predictions, logits: args.logits.then_some(row) }
+                }
+            }
+        };
+        Ok(paths.iter().zip(prepared).map(answer).collect())
+    }
+
+    /// A picture as the network takes it, [h, w, c], or why it cannot be had.
+    fn prepare(&self, path: &Path) -> std::result::Result<Vec<u8>, String> {
+        let image = zoo_data::load_image(path)
+            .and_then(|image| zoo_data::preprocess(image, &self.meta.input.preprocess()));
+        image.map(|image| image.pixels).map_err(|error| {
+            let error = error.to_string();
+            let reason = error.strip_prefix(&format!("{}: ", path.display())).map(str::to_string);
+            reason.unwrap_or(error)
+        })
+    }
+
+    /// Logits of the images in `pixels`, [n, h, w, c].
+    fn logits(&self, pixels: &[u8]) -> Result<Vec<Vec<f32>>> {
+        let Input { in_chans: c, image_size: side, mean, std, .. } = &self.meta.input;
+        let n = pixels.len() / (side * side * c);
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        let dims = (n, *side, *side, *c);
+        let xs = FeatureMap::from_bytes(pixels, dims, (mean, std), self.dtype, &self.device)?;
+        Ok(self.model.forward(&xs, false)?.to_vec2::<f32>()?)
+    }
+
+    /// The `k` most probable classes, the most probable first.
+    fn best(&self, logits: &[f32], k: usize) -> Vec<Prediction> {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let exp = |logit: f32| (f64::from(logit) - f64::from(max)).exp();
+        let sum: f64 = logits.iter().copied().map(exp).sum();
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        order.truncate(k);
+        let prediction = |index| Prediction {
+            index,
+            label: class_name(self.meta, index),
+            probability: exp(logits[index]) / sum,
+        };
+        order.into_iter().map(prediction).collect()
+    }
+}
+
+fn text(answers: &[Answer]) -> String {
+    let labels = answers.iter().flat_map(|answer| match answer {
+        Answer::Classes { predictions, .. } => predictions.as_slice(),
+        Answer::Unreadable { .. } => &[],
+    });
+    let width = labels.map(|prediction| prediction.label.width()).max().unwrap_or(0).min(WIDTH - BAR - 14);
+    answers.iter().map(|answer| block(answer, width)).collect::<Vec<_>>().join("\n")
+}
+
+/// The lines about one picture, labels padded to `width`.
+fn block(answer: &Answer, width: usize) -> String {
+    let (path, predictions, logits) = match answer {
+        Answer::Unreadable { path, error } => return format!("{path}\n  cannot be read: {error}\n"),
+        Answer::Classes { path, predictions, logits } => (path, predictions, logits),
+    };
+    let mut text = format!("{path}\n");
+    for Prediction { label, probability, .. } in predictions {
+        let label = shorten(label, width);
+        let blank = " ".repeat(width.saturating_sub(label.width()));
+        text += format!("  {label}{blank} {:>6.2} %  {}", 100.0 * probability, bar(*probability)).trim_end();
+        text.push('\n');
+    }
+    if let Some(logits) = logits {
+        let logits: Vec<String> = logits.iter().map(|logit| format!("{logit:.4}")).collect();
+        text += &format!("  logits: {}\n", logits.join(" "));
+    }
+    text
+}
+
+/// A bar of up to [`BAR`] cells, drawn in eighths of one.
+fn bar(share: f64) -> String {
+    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let eighths = (share * (8 * BAR) as f64).round() as usize;
+    "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_have_the_length_of_the_share() {
+        assert_eq!(bar(1.0), "█".repeat(BAR));
+        assert_eq!(bar(0.5), "█".repeat(BAR / 2));
+        assert_eq!(bar(1.0 / 320.0), "▏");
+        assert_eq!(bar(0.0), "");
+    }
+}

@@ -1,0 +1,142 @@
+//! The settings of a training run as options: one field for each, under the name that a recipe has for it.
+
+use crate::options::{Common, non_zero};
+use anyhow::{Context, Result};
+use clap::builder::PossibleValuesParser;
+use serde::Serialize;
+use std::path::PathBuf;
+use zoo_data::Augment;
+
+/// Settings that a recipe can hold too, under the same names.
+#[derive(Debug, clap::Args, Serialize)]
+pub(crate) struct Settings {
+    /// Name of the model, one of `zoo list`
+    #[arg(long, value_name = "NAME", help_heading = "Model and data")]
+    #[arg(required_unless_present_any = ["resume", "recipe"])]
+    model: Option<String>,
+    /// cifar10, cifar100, mnist, fashion-mnist, folder, or shapes, which needs no files [default: cifar10]
+    #[arg(long, value_name = "NAME", help_heading = "Model and data")]
+    dataset: Option<String>,
+    /// Folder with the files of the data set; without it they are downloaded
+    #[arg(long, value_name = "DIR", help_heading = "Model and data")]
+    data_dir: Option<PathBuf>,
+    /// Start from the weights in this file: safetensors, or .pth/.pt of PyTorch
+    #[arg(long, value_name = "FILE", help_heading = "Model and data")]
+    weights: Option<PathBuf>,
+    /// Keep these parameters as they are, e.g. 'layer1.*'; may be given several times
+    #[arg(long, value_name = "PATTERN", help_heading = "Model and data")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    freeze: Vec<String>,
+    /// Number of classes of the model [default: those of the data set]
+    #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "Model and data")]
+    num_classes: Option<usize>,
+    /// Channels of the input: 1 for grey, 3 for colour [default: those of the data set]
+    #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "Model and data")]
+    in_chans: Option<usize>,
+    /// Side of the square input, in pixels [default: that of the data set]
+    #[arg(long, value_name = "PIXELS", value_parser = non_zero, help_heading = "Model and data")]
+    image_size: Option<usize>,
+    /// Mean of each channel, of pixels from 0 to 1 [default: that of the data set]
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',', help_heading = "Model and data")]
+    mean: Option<Vec<f64>>,
+    /// Standard deviation of each channel [default: that of the data set]
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',', help_heading = "Model and data")]
+    std: Option<Vec<f64>>,
+    /// Random changes to the training images
+    #[arg(long, value_name = "KIND", help_heading = "Model and data")]
+    #[arg(value_parser = PossibleValuesParser::new(Augment::ALL.map(Augment::name)))]
+    augment: Option<String>,
+    /// Hold out this share of the training images and validate on it instead of the test images
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Model and data")]
+    val_fraction: Option<f64>,
+    /// Train on at most N images
+    #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "Model and data")]
+    limit_train: Option<usize>,
+    /// Validate on at most N images
+    #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "Model and data")]
+    limit_test: Option<usize>,
+    /// Use the images in the order of the data set
+    #[arg(long, help_heading = "Model and data")]
+    #[serde(rename = "shuffle", serialize_with = "negated", skip_serializing_if = "std::ops::Not::not")]
+    no_shuffle: bool,
+
+    /// How often each training image is used
+    #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "Optimisation")]
+    epochs: Option<usize>,
+    /// Images per batch
+    #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "Optimisation")]
+    batch_size: Option<usize>,
+    /// Batches per step; their gradients are averaged, as if the batch were so much larger
+    #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "Optimisation")]
+    grad_accum: Option<usize>,
+    /// The highest learning rate
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Optimisation")]
+    lr: Option<f64>,
+    /// How the learning rate changes over the run
+    #[arg(long, value_name = "KIND", help_heading = "Optimisation")]
+    #[arg(value_parser = ["cosine", "step", "linear", "onecycle", "constant"])]
+    schedule: Option<String>,
+    /// Epochs in which the learning rate rises from zero; need not be whole
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Optimisation")]
+    warmup_epochs: Option<f64>,
+    /// Where the step schedule lowers the rate, as shares of the run, e.g. 0.5,0.75
+    #[arg(long, value_name = "SHARES", value_delimiter = ',', help_heading = "Optimisation")]
+    milestones: Option<Vec<f64>>,
+    /// What the step schedule multiplies the rate by
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Optimisation")]
+    gamma: Option<f64>,
+    /// Share of the last step's direction that SGD keeps
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Optimisation")]
+    momentum: Option<f64>,
+    /// Nesterov's momentum, which looks one step ahead
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(hide_possible_values = true, help_heading = "Optimisation")]
+    nesterov: Option<bool>,
+    /// Multiple of each weight that is taken off it; biases and normalisations are spared
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Optimisation")]
+    weight_decay: Option<f64>,
+    /// Share of each target that is spread over all classes
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Optimisation")]
+    label_smoothing: Option<f64>,
+    /// Probability of dropout, in models that have it
+    #[arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Optimisation")]
+    dropout: Option<f64>,
+    /// Evaluate and save a moving average of the weights with this decay, e.g. 0.999
+    #[arg(long, value_name = "DECAY", allow_negative_numbers = true, help_heading = "Optimisation")]
+    ema: Option<f64>,
+    /// Limit the norm of the gradient
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Optimisation")]
+    clip_grad: Option<f64>,
+
+    /// Write the loss to metrics.jsonl every N steps
+    #[arg(long, value_name = "N", value_parser = non_zero)]
+    log_every: Option<usize>,
+    /// Save the state for --resume every N steps, besides the end of each epoch [default: once a minute]
+    #[arg(long, value_name = "N", value_parser = non_zero)]
+    save_every: Option<usize>,
+}
+
+impl Settings {
+    /// The options that were given, as a recipe would have them.
+    ///
+    /// # Errors
+    /// If a value has no form in a recipe.
+    pub(crate) fn flags(&self, common: &Common) -> Result<toml::Table> {
+        let mut flags = toml::Table::try_from(self).context("cannot use the options given")?;
+        if let Some(seed) = common.seed {
+            flags.insert("seed".into(), i64::try_from(seed).context("the seed is too large")?.into());
+        }
+        if let Some(dtype) = common.dtype_given()? {
+            flags.insert("dtype".into(), dtype.as_str().into());
+        }
+        if let Some(threads) = common.threads_given() {
+            flags.insert("threads".into(), toml::Value::Integer(threads as i64));
+        }
+        Ok(flags)
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn negated<S: serde::Serializer>(no: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bool(!no)
+}

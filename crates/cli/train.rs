@@ -1,0 +1,190 @@
+//! `zoo train`: trains a model, or goes on with a run.
+
+use crate::number::{duration, thousands};
+use crate::options::Common;
+use crate::printer::Printer;
+use crate::progress::Progress;
+use crate::settings::Settings;
+use crate::signals::Signals;
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::SystemTime;
+use zoo_trainer::{Error, Outcome, RunDir, RunSummary, TrainConfig, TrainData, Trainer};
+
+/// Where runs go that are given no folder.
+const RUNS: &str = "runs";
+
+/// Arguments of `zoo train`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  zoo train --model lenet5 --dataset shapes
+  zoo train --model resnet18 --dataset cifar10 --epochs 30 --out runs/my-resnet
+  zoo train --resume runs/my-resnet
+
+What is not given comes from the model's recipe for the data set, then from the defaults; the run prints
+all of it, and saves it as config.toml.")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    settings: Settings,
+    /// Settings from a TOML file, such as the config.toml of a run; options on the command line go first
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// Folder of the run [default: runs/<model>-<dataset>-<n>]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on with an interrupted run; without DIR, with the latest in runs/
+    #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["out", "recipe"])]
+    resume: Option<Option<PathBuf>>,
+}
+
+/// A run that is ready to train.
+struct Ready {
+    trainer: Trainer,
+    /// A validation image that is a file, for the closing words.
+    image: Option<PathBuf>,
+}
+
+/// Trains to the end or to the first signal.
+///
+/// # Errors
+/// If the settings make no sense, data or folder cannot be used, or training fails.
+pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
+    let device = common.device()?;
+    let flags = args.settings.flags(common)?;
+    let Ready { mut trainer, image } = match &args.resume {
+        Some(dir) => resumed(dir.as_deref(), flags, &device)?,
+        None => new(args, &flags, &device)?,
+    };
+    let signals = Signals::listen()?;
+    let mut progress = Progress::new(printer);
+    let outcome = trainer.run(signals.stop(), &mut progress);
+    let printed = progress.finish();
+    match outcome? {
+        Outcome::Finished(summary) => {
+            printer.result(&summary, |summary| closing(summary, image.as_deref()))?;
+            printed?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Outcome::Interrupted { summary, step } => {
+            if printer.is_json() {
+                printer.result(&summary, |_| String::new())?;
+            }
+            printer.note(format!(
+                "interrupted after step {}; everything is saved. To go on: {} train --resume {}",
+                thousands(step),
+                program(),
+                shell_word(&summary.dir),
+            ));
+            Ok(ExitCode::from(signals.exit_code()))
+        }
+    }
+}
+
+/// A run in a folder of its own.
+fn new(args: &Args, flags: &toml::Table, device: &Device) -> Result<Ready> {
+    let config = TrainConfig::resolve(args.recipe.as_deref(), flags)?;
+    // Before the data, whose download may take minutes.
+    let dir = match &args.out {
+        Some(path) => RunDir::create(path).map_err(|error| match error {
+            Error::RunExists(path) => anyhow::anyhow!(
+                "{0} holds a run already; go on with it by --resume {0}, or give --out another folder",
+                path.display()
+            ),
+            error => anyhow::Error::new(error).context("cannot create the folder of the run"),
+        })?,
+        None => RunDir::create_numbered(Path::new(RUNS), &config.model, &config.dataset)
+            .context("cannot create a folder for the run; --out DIR chooses another place")?,
+    };
+    let path = dir.path().to_path_buf();
+    let ready = open_data(&config).and_then(|data| {
+        let image = data.val.path(0).map(Path::to_path_buf);
+        Ok(Ready { trainer: Trainer::new(config, &data, dir, device)?, image })
+    });
+    if ready.is_err() {
+        remove_unused(&path);
+    }
+    ready
+}
+
+/// A run that goes on, with options that may be changed changed.
+fn resumed(dir: Option<&Path>, flags: toml::Table, device: &Device) -> Result<Ready> {
+    let dir = RunDir::open(&dir.map_or_else(latest_run, |dir| Ok(dir.to_path_buf()))?)?;
+    let mut settings: toml::Table =
+        dir.config()?.to_toml().parse().context("cannot read the settings of the run")?;
+    settings.extend(flags);
+    let config = TrainConfig::from_toml(&settings.to_string(), "the command line")?;
+    let data = open_data(&config)?;
+    let image = data.val.path(0).map(Path::to_path_buf);
+    Ok(Ready { trainer: Trainer::resume(config, &data, dir, device)?, image })
+}
+
+fn open_data(config: &TrainConfig) -> Result<TrainData> {
+    Ok(TrainData::open(config)?)
+}
+
+/// Removes the folder of a run that failed before it had anything to save.
+fn remove_unused(dir: &Path) {
+    let log = dir.join(RunDir::METRICS);
+    if fs::metadata(&log).is_ok_and(|log| log.len() == 0) {
+        // Best effort: a folder that stays does no harm, and one with other files in it is not removed.
+        let _ = fs::remove_file(&log);
+    }
+    let _ = fs::remove_dir(dir);
+}
+
+/// The run in `runs/` that was saved last.
+fn latest_run() -> Result<PathBuf> {
+    let saved = |dir: &Path| -> Option<SystemTime> {
+        let modified = |name| fs::metadata(dir.join(name)).and_then(|file| file.modified()).ok();
+        modified(RunDir::STATE).max(modified(RunDir::CONFIG))
+    };
+    let runs = fs::read_dir(RUNS).into_iter().flatten().flatten().map(|entry| entry.path());
+    let latest = runs.filter_map(|dir| saved(&dir).map(|time| (time, dir))).max();
+    match latest {
+        Some((_, dir)) => Ok(dir),
+        None => {
+            bail!("there is no run in {RUNS}/ to go on with; --resume DIR takes a run from another place")
+        }
+    }
+}
+
+/// What came out, and what to do with it.
+fn closing(summary: &RunSummary, image: Option<&Path>) -> String {
+    let RunSummary { dir, best_epoch, best_val_top1, last, .. } = summary;
+    let (Some(epoch), Some(top1), Some(last)) = (best_epoch, best_val_top1, last) else {
+        return String::new();
+    };
+    let (program, run) = (program(), shell_word(dir));
+    let image = image.map_or("IMAGE.png".into(), shell_word);
+    format!(
+        "\nbest top-1 {top1:.2} % after epoch {epoch} of {}, in {}\n\
+         checkpoints in {}: {} and {}\n\n\
+         evaluate  {program} eval {run}\n\
+         predict   {program} predict {run} {image}",
+        last.epoch,
+        duration(last.elapsed_s),
+        dir.display(),
+        RunDir::BEST,
+        RunDir::LAST,
+    )
+}
+
+/// This program as it was called.
+fn program() -> String {
+    std::env::args_os().next().map_or("zoo".into(), |program| shell_word(Path::new(&program)))
+}
+
+/// A path as a shell takes it.
+fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
