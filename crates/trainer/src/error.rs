@@ -28,7 +28,7 @@ pub enum Error {
          checkpoint is {}", path.display()))
     )]
     Diverged {
-        /// The optimizer step, counted from 1, that could not be taken.
+        /// The optimizer step, counted from 1, that could not be taken or that was followed by the evaluation.
         step: u64,
         /// Its learning rate.
         lr: f64,

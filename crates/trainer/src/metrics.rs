@@ -109,7 +109,7 @@ mod tests {
     use candle_core::Device;
 
     fn logits(rows: &[[f32; 7]]) -> Tensor {
-        Tensor::new(rows, &Device::Cpu).unwrap()
+        Tensor::from_slice(rows.as_flattened(), (rows.len(), 7), &Device::Cpu).unwrap()
     }
 
     #[test]

@@ -94,7 +94,7 @@ pub struct EpochRecord {
     pub val_top5: f64,
     /// Training images per second; saving and evaluating do not count.
     pub images_per_second: f64,
-    /// Seconds since the start of the run, without the time between an interruption and its resumption.
+    /// Seconds of training and evaluating so far, those before an interruption included.
     pub elapsed_s: f64,
 }
 

@@ -28,7 +28,7 @@ impl RunDir {
     /// If it holds a run already or cannot be created.
     pub fn create(path: &Path) -> Result<Self> {
         let dir = Self(path.to_path_buf());
-        if [Self::CONFIG, Self::STATE].iter().any(|name| dir.file(name).exists()) {
+        if [Self::CONFIG, Self::STATE, Self::LAST, Self::BEST].iter().any(|name| dir.file(name).exists()) {
             return Err(Error::RunExists(path.to_path_buf()));
         }
         fs::create_dir_all(path).map_err(Error::io(path))?;

@@ -114,7 +114,8 @@ impl Trainer {
         let scale = batch.n as f64 / planned as f64;
         let pass = train_pass(&self.model, &xs, &batch.labels, self.config.label_smoothing, scale)?;
         if !pass.loss.is_finite() {
-            return Err(self.diverged(pass.loss));
+            let step = self.progress.step;
+            return Err(self.diverged(pass.loss, step + 1, self.schedule.lr(step)));
         }
         let mut metrics = Metrics::default();
         metrics.update(&pass.logits, &batch.labels)?;
@@ -164,6 +165,7 @@ impl Trainer {
             self.log.append(&StepRecord { step: progress.step, lr, loss })?;
         }
         observer.step(&self.step_info(loss));
+        self.warn_of_idle_dropout(observer);
         if self.saves.due(self.progress.step) {
             self.save_state(observer)?;
         }
@@ -194,7 +196,7 @@ impl Trainer {
         let Some(report) = self.evaluate_average(stop, observer)? else { return Ok(Flow::Break(())) };
         warn_of_skipped(&self.val, observer);
         if !report.loss.is_finite() {
-            return Err(self.diverged(report.loss));
+            return Err(self.diverged(report.loss, self.progress.step, self.progress.lr));
         }
         let StepInfo { train_loss, train_top1, images_per_second, .. } = self.step_info(0.0);
         let progress = &mut self.progress;
@@ -248,10 +250,17 @@ impl Trainer {
         report
     }
 
-    fn diverged(&self, loss: f64) -> Error {
+    fn diverged(&self, loss: f64, step: u64, lr: f64) -> Error {
         let last_good = Some(self.dir.file(RunDir::LAST)).filter(|path| path.exists());
-        let step = self.progress.step + 1;
-        Error::Diverged { step, lr: self.schedule.lr(self.progress.step), loss, last_good }
+        Error::Diverged { step, lr, loss, last_good }
+    }
+
+    /// Says so after the first step if the model has no dropout although the settings ask for it.
+    fn warn_of_idle_dropout(&self, observer: &mut dyn Observer) {
+        let wanted = self.config.dropout.is_some_and(|p| p > 0.0);
+        if wanted && self.progress.step == 1 && self.noise.calls() == 0 {
+            observer.warning(&format!("{} has no dropout; the setting has no effect", self.config.model));
+        }
     }
 }
 

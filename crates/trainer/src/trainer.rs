@@ -61,7 +61,8 @@ impl Trainer {
     /// # Errors
     /// If settings, model, data and weights do not fit together, or the folder cannot be written.
     pub fn new(config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
-        let trainer = Self::build(config, data, dir, device)?;
+        let mut trainer = Self::build(config, data, dir, device)?;
+        trainer.log.cut(0)?;
         trainer.start_from_weights()?;
         trainer.dir.save_config(&trainer.config)?;
         Ok(trainer)

@@ -1,0 +1,12 @@
+//! Training as a whole: against PyTorch, and what must hold whatever happens to a run.
+
+mod accumulation;
+mod against_torch;
+mod checkpoints;
+mod failures;
+#[path = "../../../ops/tests/formula/mod.rs"]
+mod formula;
+mod resume;
+mod settings;
+mod threads;
+mod tiny;

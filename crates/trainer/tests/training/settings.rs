@@ -1,0 +1,144 @@
+//! Settings and recipes.
+
+use crate::tiny;
+use std::path::PathBuf;
+use toml::Table;
+use zoo_data::Augment;
+use zoo_trainer::{Precision, ScheduleKind, TrainConfig};
+
+fn table(text: &str) -> Table {
+    text.parse().unwrap()
+}
+
+fn refused(text: &str) -> String {
+    let error = TrainConfig::from_toml(text, "recipe.toml").unwrap_err().to_string();
+    assert!(!error.contains('\n'), "{error}");
+    error
+}
+
+#[test]
+fn toml_and_back_is_the_identity() {
+    let full = TrainConfig {
+        model: "lenet5".into(),
+        dataset: "mnist".into(),
+        data_dir: Some(PathBuf::from("a \"quoted\" folder")),
+        epochs: 7,
+        batch_size: 33,
+        grad_accum: 3,
+        lr: 0.1 + 0.2,
+        momentum: 1.0 / 3.0,
+        nesterov: false,
+        weight_decay: 1e-300,
+        schedule: ScheduleKind::OneCycle,
+        milestones: vec![0.1, 0.7],
+        gamma: 0.25,
+        warmup_epochs: 0.35,
+        label_smoothing: 0.1,
+        dropout: Some(0.5),
+        augment: Augment::Trivial,
+        ema: 0.9999,
+        clip_grad: 2.5,
+        val_fraction: 0.125,
+        limit_train: Some(1000),
+        limit_test: Some(100),
+        shuffle: false,
+        weights: Some(PathBuf::from("w.safetensors")),
+        freeze: vec!["conv*".into(), "fc".into()],
+        num_classes: Some(12),
+        in_chans: Some(3),
+        image_size: Some(30),
+        mean: Some(vec![0.1, 0.2, 0.3]),
+        std: Some(vec![0.4, 0.5, 0.6]),
+        seed: i64::MAX as u64,
+        dtype: Precision::Bf16,
+        threads: Some(2),
+        log_every: 5,
+        save_every: 9,
+    };
+    for config in [full, TrainConfig { model: "mlp".into(), ..TrainConfig::default() }] {
+        assert_eq!(TrainConfig::from_toml(&config.to_toml(), "text").unwrap(), config);
+    }
+}
+
+#[test]
+fn flags_beat_the_recipe_and_the_recipe_the_defaults() {
+    let folder = tiny::folder();
+    let recipe = folder.path().join("recipe.toml");
+    std::fs::write(&recipe, "model = \"cifar_resnet20\"\nlr = 0.7\nepochs = 3\n").unwrap();
+    let config = TrainConfig::resolve(Some(&recipe), &table("lr = 0.9\ndataset = \"shapes\"")).unwrap();
+    assert_eq!((config.lr, config.epochs, config.dataset.as_str()), (0.9, 3, "shapes"));
+    // Its family's weight decay, since there is no recipe for it on shapes.
+    assert_eq!(config.weight_decay, 1e-4);
+    let config = TrainConfig::resolve(None, &table("model = \"lenet5\"\ndataset = \"mnist\"")).unwrap();
+    assert_eq!(config.batch_size, 64);
+    // A run's own settings reproduce it.
+    std::fs::write(&recipe, config.to_toml()).unwrap();
+    assert_eq!(TrainConfig::resolve(Some(&recipe), &Table::new()).unwrap(), config);
+}
+
+#[test]
+fn mistakes_are_named() {
+    let unknown = refused("model = \"mlp\"\nlerning_rate = 1.0");
+    assert!(unknown.starts_with("recipe.toml: unknown field `lerning_rate`, expected one of"), "{unknown}");
+    let wrong_type = refused("model = \"mlp\"\nepochs = \"many\"");
+    assert!(wrong_type.starts_with("recipe.toml: epochs: invalid type"), "{wrong_type}");
+    let no_toml = refused("model = \"mlp\"\nepochs = = 3");
+    assert!(no_toml.starts_with("recipe.toml: line 2: "), "{no_toml}");
+    let augment = refused("model = \"mlp\"\naugment = \"auto\"");
+    assert!(augment.contains("unknown augmentation 'auto'; there are: none, standard, trivial"), "{augment}");
+    assert!(refused("epochs = 3").starts_with("model: not given"));
+
+    let flags = |text: &str| TrainConfig::resolve(None, &table(text)).unwrap_err().to_string();
+    assert!(flags("epochs = 3").starts_with("model: not given"));
+    assert!(flags("model = \"lenet_5\"").contains("unknown model 'lenet_5'; closest are lenet5"));
+    assert!(flags("model = \"mlp\"\nx = 1").starts_with("the command line: unknown field `x`"));
+    let missing = TrainConfig::resolve(Some("no/such.toml".as_ref()), &Table::new()).unwrap_err().to_string();
+    assert!(missing.starts_with("no/such.toml: "), "{missing}");
+}
+
+#[test]
+fn senseless_values_are_refused() {
+    for (key, value, part) in [
+        ("batch_size", "0", "must be at least 1, found 0"),
+        ("epochs", "0", "must be at least 1, found 0"),
+        ("grad_accum", "0", "must be at least 1, found 0"),
+        ("threads", "0", "must be at least 1, found 0"),
+        ("limit_train", "0", "must be at least 1, found 0"),
+        ("lr", "nan", "must be a finite number of at least 0, found NaN"),
+        ("lr", "-0.1", "must be a finite number of at least 0, found -0.1"),
+        ("lr", "inf", "must be a finite number of at least 0, found inf"),
+        ("weight_decay", "-1.0", "must be a finite number of at least 0, found -1"),
+        ("warmup_epochs", "nan", "must be a finite number of at least 0, found NaN"),
+        ("clip_grad", "-1.0", "must be a finite number of at least 0, found -1"),
+        ("momentum", "1.0", "must be at least 0 and below 1, found 1"),
+        ("ema", "nan", "must be at least 0 and below 1, found NaN"),
+        ("dropout", "1.0", "must be at least 0 and below 1, found 1"),
+        ("label_smoothing", "-0.1", "must be at least 0 and below 1, found -0.1"),
+        ("milestones", "[0.5, 60.0]", "must be at least 0 and below 1, found 60"),
+        ("std", "[0.2, 0.0, 0.1]", "each value must be finite and above 0, found 0"),
+        ("mean", "[nan]", "each value must be finite, found NaN"),
+    ] {
+        let error = refused(&format!("model = \"mlp\"\n{key} = {value}"));
+        assert_eq!(error, format!("{key}: {part}"), "{key} = {value}");
+    }
+    let error = refused("model = \"mlp\"\nmomentum = 0.0");
+    assert_eq!(error, "nesterov: needs a momentum above 0");
+    assert!(refused("model = \"mlp\"\nepochs = -1").starts_with("recipe.toml: epochs: "));
+}
+
+#[test]
+fn settings_that_do_not_fit_the_data_are_refused() {
+    let refused = |change: fn(&mut TrainConfig)| {
+        let folder = tiny::folder();
+        let mut config = tiny::config("lenet5");
+        change(&mut config);
+        tiny::new_trainer(&config, folder.path()).unwrap_err().to_string()
+    };
+    let classes = refused(|config| config.num_classes = Some(3));
+    assert_eq!(classes, "num_classes: must be at least the 7 classes of stripes, found 3");
+    let mean = refused(|config| config.mean = Some(vec![0.5; 3]));
+    assert_eq!(mean, "mean: needs a value for each of 1 channels, found 3");
+    assert!(refused(|config| config.in_chans = Some(2)).contains("1 or 3 channels, found 2"));
+    assert!(refused(|config| config.freeze = vec!["head".into()]).starts_with("freeze: 'head' matches no"));
+    assert!(refused(|config| config.image_size = Some(4)).contains("too small"));
+}
