@@ -81,7 +81,7 @@ fn describe(bytes: &[u8]) -> String {
     let text =
         std::str::from_utf8(start).ok().or_else(|| std::str::from_utf8(&start[..start.len() - 1]).ok());
     match text {
-        Some(text) if !text.contains('\0') => {
+        Some(text) if text.chars().all(|c| !c.is_control() || c.is_whitespace()) => {
             let line: String = text.lines().next().unwrap_or("").chars().take(24).collect();
             format!("it is text and begins with {line:?}")
         }
