@@ -28,7 +28,7 @@ fn bias_init(fan_in: usize) -> Init {
     Init::Uniform { lo: -bound, up: bound }
 }
 
-/// A convolution with its weight [c_out, c_in / groups, kh, kw] and optional bias [c_out].
+/// A convolution with its weight (c_out, c_in / groups, kh, kw) and optional bias (c_out).
 #[derive(Debug)]
 pub struct Conv2d {
     name: String,
@@ -134,7 +134,7 @@ impl BatchNorm2d {
     }
 }
 
-/// A fully connected layer with weight [c_out, c_in] and bias [c_out], on maps of 1×1 pixels.
+/// A fully connected layer with weight (c_out, c_in) and bias (c_out), on maps of 1×1 pixels.
 #[derive(Debug)]
 pub struct Linear {
     name: String,
