@@ -47,9 +47,10 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<ExitCode> {
     if output.extension().is_some_and(|ending| ["pth", "pt", "th"].iter().any(|other| ending == *other)) {
         bail!("zoo writes safetensors only; give {} the ending .safetensors", output.display());
     }
+    let spec = model.as_deref().map(zoo::find).transpose()?;
     let found = weights::read(input)?;
-    let report = match model {
-        Some(model) => weights::check(&expected_shapes(zoo::find(model)?, &found)?, &found),
+    let report = match spec {
+        Some(spec) => weights::check(&expected_shapes(spec, &found)?, &found),
         None => Report::default(),
     };
     let fits = report.is_match();

@@ -82,13 +82,12 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         .or_else(|| trained_on.filter(|config| config.dataset == name).and_then(|config| config.data_dir));
     let dataset = zoo_data::open(&name, split, data_dir.as_deref(), DATA_SEED)?;
     let dataset = args.limit_test.map_or(dataset.clone(), |n| dataset.limit(n, DATA_SEED));
-    let checkpoint = args.foreign.open(args.checkpoint.as_deref(), Some(dataset.meta()))?;
-    let (meta, input) = (&checkpoint.meta, &checkpoint.meta.input);
+    let trained = args.foreign.open(args.checkpoint.as_deref(), Some(dataset.meta()), &device, printer)?;
+    let (meta, input) = (&trained.meta, &trained.meta.input);
     let classes = dataset.meta().classes.len();
     if classes > meta.num_classes {
         bail!("{} tells {} classes apart, but {name} has {classes}", meta.model, meta.num_classes);
     }
-    let model = checkpoint.model(&device)?;
     let config = LoaderConfig {
         image_size: Some(input.image_size),
         resize: Some(input.resize),
@@ -96,10 +95,9 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         ..LoaderConfig::new(args.batch_size, 0)
     };
     let loader = Loader::new(dataset, config)?;
-    printer.detail(format!("evaluating {}", checkpoint.path.display()));
     let bar = printer.bar("evaluating {wide_bar} {pos}/{len}  {per_sec}  {eta} left");
     bar.set_length(loader.dataset().len() as u64);
-    let report = evaluate(&model, &loader, input, (dtype, &device), |done| {
+    let report = evaluate(&trained.model, &loader, input, (dtype, &device), |done| {
         bar.set_position(done as u64);
         ControlFlow::Continue(())
     })?;

@@ -53,8 +53,10 @@ pub(crate) fn install_panic_hook() {
 }
 
 fn panic_line(info: &PanicHookInfo<'_>) -> String {
-    let message =
-        info.payload_as_str().unwrap_or("no message").split_whitespace().collect::<Vec<_>>().join(" ");
+    let payload = info.payload();
+    let message = payload.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let message = message.unwrap_or("no message").split_whitespace().collect::<Vec<_>>().join(" ");
     let place =
         info.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
     format!(

@@ -2,13 +2,12 @@
 
 use crate::number::compact;
 use crate::printer::Printer;
-use crate::summary::{Shape, dims, trace};
+use crate::summary::dims;
 use crate::table::Table;
 use anyhow::Result;
 use serde::Serialize;
 use std::process::ExitCode;
-use zoo::Spec;
-use zoo_ops::rng::Noise;
+use zoo::{Facts, Spec};
 
 /// Arguments of `zoo list`.
 #[derive(Debug, clap::Args)]
@@ -24,47 +23,85 @@ pub(crate) struct Args {
 struct Entry {
     name: &'static str,
     family: &'static str,
+    year: u16,
+    #[serde(skip)]
+    paper: String,
     params: usize,
     macs: u64,
     input: [usize; 3],
     num_classes: usize,
+    weights: Vec<String>,
 }
 
 impl Entry {
     fn new(spec: &'static Spec) -> Result<Self> {
-        let rows = trace(spec, &Shape::default().config(spec, Noise::default()))?;
+        let facts = zoo::facts(spec.name)?;
         Ok(Self {
             name: spec.name,
             family: spec.family,
-            params: rows.iter().map(|row| row.params).sum(),
-            macs: rows.iter().map(|row| row.macs).sum(),
+            year: facts.year,
+            paper: paper(&facts),
+            params: facts.params,
+            macs: facts.macs,
             input: spec.input,
             num_classes: spec.num_classes,
+            weights: facts.weights.into_iter().map(|file| file.tag).collect(),
         })
     }
 }
 
-/// Prints the models that match.
+/// The arXiv number, or for older papers their authors.
+fn paper(facts: &Facts) -> String {
+    let mut authors = facts.authors.split(',');
+    let first = authors.next().and_then(|name| name.split_whitespace().last()).unwrap_or_default();
+    match (&facts.arxiv, authors.next()) {
+        (Some(number), _) => number.clone(),
+        (None, Some(_)) => format!("{first} et al."),
+        (None, None) => first.to_string(),
+    }
+}
+
+/// Prints the models that match; none is no error.
 ///
 /// # Errors
-/// If none does.
+/// If stdout cannot be written.
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<ExitCode> {
     let entries: Vec<Entry> = zoo::list(&args.pattern).into_iter().map(Entry::new).collect::<Result<_>>()?;
-    printer.result(&entries, text)?;
+    if entries.is_empty() {
+        printer.note(format!(
+            "no model matches '{0}'; `zoo list` shows all, `zoo list '*{0}*'` those with it in their name",
+            args.pattern
+        ));
+    }
+    if printer.is_json() || !entries.is_empty() {
+        printer.result(&entries, |entries| text(entries))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(entries: &Vec<Entry>) -> String {
-    let mut table = Table::new(&["model", "family", ">params", ">MACs", ">input", ">classes"]);
+fn text(entries: &[Entry]) -> String {
+    let headings = ["model", "family", ">year", "paper", ">params", ">MACs", ">input", "weights"];
+    let mut table = Table::new(&headings).shrinking(7);
     for entry in entries {
         table.row([
             entry.name.to_string(),
             entry.family.to_string(),
+            entry.year.to_string(),
+            entry.paper.clone(),
             compact(entry.params as u64),
             compact(entry.macs),
             dims(entry.input),
-            entry.num_classes.to_string(),
+            tags(&entry.weights),
         ]);
     }
     table.to_string()
+}
+
+/// The first tag, and how many more there are.
+fn tags(weights: &[String]) -> String {
+    match weights {
+        [] => String::new(),
+        [tag] => tag.clone(),
+        [tag, others @ ..] => format!("{tag} +{}", others.len()),
+    }
 }

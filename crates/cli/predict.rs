@@ -4,7 +4,7 @@ use crate::failure::FAILED;
 use crate::options::{Common, non_zero};
 use crate::printer::Printer;
 use crate::table::{WIDTH, shorten};
-use crate::trained::{Foreign, class_name};
+use crate::trained::{Foreign, Trained, class_name};
 use crate::usage_error;
 use anyhow::Result;
 use candle_core::{DType, Device};
@@ -12,10 +12,9 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use unicode_width::UnicodeWidthStr;
-use zoo::Model;
 use zoo_data::CatalogEntry;
 use zoo_ops::FeatureMap;
-use zoo_trainer::{Checkpoint, CheckpointMeta, Input};
+use zoo_trainer::Input;
 
 /// Pictures computed at a time.
 const BATCH: usize = 32;
@@ -80,8 +79,8 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         _ => usage_error("predict", "there is no picture to predict: name one after the run or checkpoint"),
     };
     let dataset = args.dataset.as_deref().map(CatalogEntry::find).transpose()?.map(CatalogEntry::meta);
-    let checkpoint = args.foreign.open(checkpoint, dataset.as_ref())?;
-    let network = Network::new(&checkpoint, dtype, device)?;
+    let trained = args.foreign.open(checkpoint, dataset.as_ref(), &device, printer)?;
+    let network = Network { trained, dtype, device };
     let mut answers = Vec::with_capacity(images.len());
     for images in images.chunks(BATCH) {
         answers.extend(network.answer(images, args)?);
@@ -95,18 +94,13 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-struct Network<'c> {
-    model: Model,
-    meta: &'c CheckpointMeta,
+struct Network {
+    trained: Trained,
     dtype: DType,
     device: Device,
 }
 
-impl<'c> Network<'c> {
-    fn new(checkpoint: &'c Checkpoint, dtype: DType, device: Device) -> Result<Self> {
-        Ok(Self { model: checkpoint.model(&device)?, meta: &checkpoint.meta, dtype, device })
-    }
-
+impl Network {
     /// An answer for each picture, in order.
     fn answer(&self, paths: &[PathBuf], args: &Args) -> Result<Vec<Answer>> {
         let prepared: Vec<_> = paths.iter().map(|path| self.prepare(path)).collect();
@@ -129,7 +123,7 @@ impl<'c> Network<'c> {
     /// A picture as the network takes it, [h, w, c], or why it cannot be had.
     fn prepare(&self, path: &Path) -> std::result::Result<Vec<u8>, String> {
         let image = zoo_data::load_image(path)
-            .and_then(|image| zoo_data::preprocess(image, &self.meta.input.preprocess()));
+            .and_then(|image| zoo_data::preprocess(image, &self.trained.meta.input.preprocess()));
         image.map(|image| image.pixels).map_err(|error| {
             let error = error.to_string();
             let reason = error.strip_prefix(&format!("{}: ", path.display())).map(str::to_string);
@@ -139,14 +133,14 @@ impl<'c> Network<'c> {
 
     /// Logits of the images in `pixels`, [n, h, w, c].
     fn logits(&self, pixels: &[u8]) -> Result<Vec<Vec<f32>>> {
-        let Input { in_chans: c, image_size: side, mean, std, .. } = &self.meta.input;
+        let Input { in_chans: c, image_size: side, mean, std, .. } = &self.trained.meta.input;
         let n = pixels.len() / (side * side * c);
         if n == 0 {
             return Ok(Vec::new());
         }
         let dims = (n, *side, *side, *c);
         let xs = FeatureMap::from_bytes(pixels, dims, (mean, std), self.dtype, &self.device)?;
-        Ok(self.model.forward(&xs, false)?.to_vec2::<f32>()?)
+        Ok(self.trained.model.forward(&xs, false)?.to_vec2::<f32>()?)
     }
 
     /// The `k` most probable classes, the most probable first.
@@ -159,7 +153,7 @@ impl<'c> Network<'c> {
         order.truncate(k);
         let prediction = |index| Prediction {
             index,
-            label: class_name(self.meta, index),
+            label: class_name(&self.trained.meta, index),
             probability: exp(logits[index]) / sum,
         };
         order.into_iter().map(prediction).collect()

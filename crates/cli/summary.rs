@@ -5,10 +5,9 @@ use crate::options::non_zero;
 use crate::printer::Printer;
 use crate::table::Table;
 use anyhow::{Context, Result};
-use candle_core::Device;
 use serde::Serialize;
 use std::process::ExitCode;
-use zoo::{Config, Model, Params, Spec, Stem};
+use zoo::{Config, Spec};
 use zoo_ops::Window2d;
 use zoo_ops::rng::Noise;
 use zoo_ops::trace::Row;
@@ -40,14 +39,13 @@ pub(crate) struct Shape {
 impl Shape {
     /// The configuration of a model: as published except for what was given.
     pub(crate) fn config(&self, spec: &Spec, noise: Noise) -> Config {
-        let [c, h, w] = spec.input;
+        let published = spec.config();
         Config {
-            num_classes: self.num_classes.unwrap_or(spec.num_classes),
-            in_chans: self.in_chans.unwrap_or(c),
-            image_size: self.image_size.map_or((h, w), |size| (size, size)),
-            dropout: None,
-            stem: Stem::Auto,
+            num_classes: self.num_classes.unwrap_or(published.num_classes),
+            in_chans: self.in_chans.unwrap_or(published.in_chans),
+            image_size: self.image_size.map_or(published.image_size, |size| (size, size)),
             noise,
+            ..published
         }
     }
 }
@@ -93,28 +91,19 @@ impl From<Row> for Layer {
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<ExitCode> {
     let spec = zoo::find(&args.model)?;
     let config = args.shape.config(spec, Noise::default());
-    let rows = trace(spec, &config)?;
+    let (h, w) = config.image_size;
+    let summary = zoo::Summary::new(spec.name, &config)
+        .with_context(|| format!("{} cannot take images of {h}x{w} pixels", spec.name))?;
     let summary = Summary {
-        model: spec.name,
-        params: rows.iter().map(|row| row.params).sum(),
-        macs: rows.iter().map(|row| row.macs).sum(),
-        layers: rows.into_iter().map(Layer::from).collect(),
+        model: summary.model,
+        params: summary.params,
+        macs: summary.macs,
+        layers: summary.layers.into_iter().map(Layer::from).collect(),
         input: [config.in_chans, config.image_size.0, config.image_size.1],
         num_classes: config.num_classes,
     };
     printer.result(&summary, text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// What each layer of a model does. Its parameters are zeros, which cost no time.
-///
-/// # Errors
-/// If the model cannot be built as configured.
-pub(crate) fn trace(spec: &Spec, config: &Config) -> Result<Vec<Row>> {
-    let (h, w) = config.image_size;
-    Model::new(spec.name, config.clone(), Params::zeros().var_builder(&Device::Cpu))
-        .and_then(|model| model.trace())
-        .with_context(|| format!("{} cannot take images of {h}x{w} pixels", spec.name))
 }
 
 fn text(summary: &Summary) -> String {
@@ -135,8 +124,7 @@ fn text(summary: &Summary) -> String {
     format!(
         "{} on images of {}, {} classes\n\n{table}\n\n\
          {} parameters ({} as f32), {} multiply-adds per image\n\
-         window: k kernel, s stride, p padding, d dilation, g groups; \
-         sees: the receptive field, in input pixels",
+         window: kernel, stride, padding, dilation, groups; sees: receptive field in input pixels",
         summary.model,
         dims(summary.input),
         thousands(summary.num_classes as u64),

@@ -56,8 +56,8 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     let device = common.device()?;
     let flags = args.settings.flags(common)?;
     let Ready { mut trainer, image } = match &args.resume {
-        Some(dir) => resumed(dir.as_deref(), flags, &device)?,
-        None => new(args, &flags, &device)?,
+        Some(dir) => resumed(dir.as_deref(), flags, common, &device)?,
+        None => new(args, &flags, common, &device)?,
     };
     let signals = Signals::listen()?;
     let mut progress = Progress::new(printer);
@@ -85,7 +85,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
 }
 
 /// A run in a folder of its own.
-fn new(args: &Args, flags: &toml::Table, device: &Device) -> Result<Ready> {
+fn new(args: &Args, flags: &toml::Table, common: &Common, device: &Device) -> Result<Ready> {
     let config = TrainConfig::resolve(args.recipe.as_deref(), flags)?;
     // Before the data, whose download may take minutes.
     let dir = match &args.out {
@@ -100,7 +100,7 @@ fn new(args: &Args, flags: &toml::Table, device: &Device) -> Result<Ready> {
             .context("cannot create a folder for the run; --out DIR chooses another place")?,
     };
     let path = dir.path().to_path_buf();
-    let ready = open_data(&config).and_then(|data| {
+    let ready = open_data(&config, common).and_then(|data| {
         let image = data.val.path(0).map(Path::to_path_buf);
         Ok(Ready { trainer: Trainer::new(config, &data, dir, device)?, image })
     });
@@ -111,18 +111,22 @@ fn new(args: &Args, flags: &toml::Table, device: &Device) -> Result<Ready> {
 }
 
 /// A run that goes on, with options that may be changed changed.
-fn resumed(dir: Option<&Path>, flags: toml::Table, device: &Device) -> Result<Ready> {
+fn resumed(dir: Option<&Path>, flags: toml::Table, common: &Common, device: &Device) -> Result<Ready> {
     let dir = RunDir::open(&dir.map_or_else(latest_run, |dir| Ok(dir.to_path_buf()))?)?;
     let mut settings: toml::Table =
         dir.config()?.to_toml().parse().context("cannot read the settings of the run")?;
     settings.extend(flags);
     let config = TrainConfig::from_toml(&settings.to_string(), "the command line")?;
-    let data = open_data(&config)?;
+    let data = open_data(&config, common)?;
     let image = data.val.path(0).map(Path::to_path_buf);
     Ok(Ready { trainer: Trainer::resume(config, &data, dir, device)?, image })
 }
 
-fn open_data(config: &TrainConfig) -> Result<TrainData> {
+/// Opens the data set, on as many threads as a recipe asks for if the command line does not say.
+fn open_data(config: &TrainConfig, common: &Common) -> Result<TrainData> {
+    if let (None, Some(threads)) = (common.threads_given(), config.threads) {
+        zoo_ops::set_threads(threads)?;
+    }
     Ok(TrainData::open(config)?)
 }
 

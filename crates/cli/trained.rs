@@ -1,13 +1,13 @@
 //! Which trained network `eval` and `predict` use: a run, a checkpoint, or weights from elsewhere.
 
 use crate::options::non_zero;
-use anyhow::{Result, bail};
+use crate::printer::Printer;
+use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 use zoo::weights::{self, StateDict};
-use zoo::{Config, Model, Params, Spec, Stem};
+use zoo::{Model, Params, Preprocessing, Spec, WeightFile, infer_config};
 use zoo_data::{Meta, Preprocess};
-use zoo_ops::rng::Noise;
 use zoo_trainer::{Checkpoint, CheckpointMeta, Input, RunDir, TrainConfig};
 
 /// ImageNet's mean and standard deviation, which most published weights for colour images were trained with.
@@ -36,25 +36,101 @@ pub(crate) struct Foreign {
     resize: Option<usize>,
 }
 
+/// A network with its weights.
+pub(crate) struct Trained {
+    /// The network.
+    pub(crate) model: Model,
+    /// What is known of the weights.
+    pub(crate) meta: CheckpointMeta,
+}
+
 impl Foreign {
-    /// The network: that of `--model` and `--weights`, or of the run or checkpoint at `path`. `meta` is the
-    /// data set in question, if there is one.
+    /// The network: that of `--model` and `--weights`, or of the run or checkpoint at `path`. `dataset` is the
+    /// one in question, if there is one.
     ///
     /// # Errors
     /// If neither is given, or the file cannot be read or does not fit.
-    pub(crate) fn open(&self, path: Option<&Path>, meta: Option<&Meta>) -> Result<Checkpoint> {
-        let mut checkpoint = match (path, &self.model, &self.weights) {
-            (_, Some(model), Some(weights)) => self.describe(model, weights, meta)?,
+    pub(crate) fn open(
+        &self,
+        path: Option<&Path>,
+        dataset: Option<&Meta>,
+        device: &Device,
+        printer: &Printer,
+    ) -> Result<Trained> {
+        let Checkpoint { path, mut meta, weights } = match (path, &self.model, &self.weights) {
+            (_, Some(model), Some(weights)) => self.describe(model, weights, dataset, printer)?,
             (Some(path), ..) => Checkpoint::open(path)?,
             _ => bail!("name a run or a checkpoint, or give --model and --weights"),
         };
-        let input = &mut checkpoint.meta.input;
-        if let Some(size) = self.image_size {
-            let usual = meta.map_or_else(
-                || Preprocess::new(size, input.in_chans),
-                |meta| Preprocess::for_dataset(meta, size, input.in_chans),
-            );
-            (input.image_size, input.resize) = (size, usual.resize);
+        printer.detail(format!("weights from {}", path.display()));
+        self.change(&mut meta.input, dataset)?;
+        let size = (meta.input.image_size, meta.input.image_size);
+        let model = build(zoo::find(&meta.model)?, &weights, size, device)
+            .with_context(|| format!("cannot use {}", path.display()))?;
+        if meta.input.in_chans != model.config().in_chans {
+            let (says, has) = (meta.input.in_chans, model.config().in_chans);
+            bail!("{}: its metadata has {says} channels, its weights have {has}", path.display());
+        }
+        Ok(Trained { model, meta })
+    }
+
+    /// What a checkpoint would say of weights that say nothing: what is published about the file, else what
+    /// suits the data set, else ImageNet.
+    fn describe(
+        &self,
+        model: &str,
+        path: &Path,
+        dataset: Option<&Meta>,
+        printer: &Printer,
+    ) -> Result<Checkpoint> {
+        let spec = zoo::find(model)?;
+        let weights = weights::read(path)?;
+        let known = published(spec, path)?;
+        let side = match (self.image_size, &known, dataset.filter(|meta| meta.fixed_size)) {
+            (Some(size), ..) => size,
+            (None, _, Some(meta)) => meta.shape[1],
+            (None, Some(file), None) => file.preprocessing.image_size,
+            (None, None, None) => spec.input[1],
+        };
+        let config = infer_config(spec, &weights, (side, side))
+            .with_context(|| format!("cannot use {}", path.display()))?;
+        let channels = config.in_chans;
+        let (mean, std) = match (&known, dataset) {
+            (Some(WeightFile { preprocessing: Preprocessing { mean, std, .. }, tag, .. }), _) => {
+                printer
+                    .note(format!("these seem to be the weights '{tag}': normalising as their authors do"));
+                (mean.clone(), std.clone())
+            }
+            (None, Some(meta)) if meta.mean.len() == channels => (meta.mean.clone(), meta.std.clone()),
+            // Both are about to be replaced.
+            _ if self.mean.is_some() && self.std.is_some() => Default::default(),
+            _ if channels == 3 => {
+                printer.note("normalising with ImageNet's statistics; --mean and --std change that");
+                (IMAGENET.0.to_vec(), IMAGENET.1.to_vec())
+            }
+            _ => bail!("say with --mean and --std how the images for these weights were normalised"),
+        };
+        let resize = known
+            .and_then(|file| file.preprocessing.resize.filter(|_| file.preprocessing.image_size == side));
+        let usual = preprocess(dataset, side, channels).resize;
+        let meta = CheckpointMeta {
+            model: spec.name.into(),
+            num_classes: config.num_classes,
+            classes: dataset.map(|meta| meta.classes.clone()).unwrap_or_default(),
+            input: Input { in_chans: channels, image_size: side, resize: resize.unwrap_or(usual), mean, std },
+            dataset: dataset.map(|meta| meta.name.clone()).unwrap_or_default(),
+            epoch: 0,
+            step: 0,
+            metrics: None,
+            zoo_version: env!("CARGO_PKG_VERSION").into(),
+        };
+        Ok(Checkpoint { path: path.to_path_buf(), meta, weights })
+    }
+
+    /// Applies what the options say of the input.
+    fn change(&self, input: &mut Input, dataset: Option<&Meta>) -> Result<()> {
+        if let Some(size) = self.image_size.filter(|&size| size != input.image_size) {
+            (input.image_size, input.resize) = (size, preprocess(dataset, size, input.in_chans).resize);
         }
         input.resize = self.resize.unwrap_or(input.resize);
         for (given, used) in [(&self.mean, &mut input.mean), (&self.std, &mut input.std)] {
@@ -63,52 +139,36 @@ impl Foreign {
             }
         }
         input.preprocess().check()?;
-        check_statistics(input)?;
-        Ok(checkpoint)
-    }
-
-    /// What a checkpoint would say of weights that say nothing.
-    fn describe(&self, model: &str, path: &Path, meta: Option<&Meta>) -> Result<Checkpoint> {
-        let spec = zoo::find(model)?;
-        let weights = weights::read(path)?;
-        let (num_classes, in_chans) = ends(spec, &weights);
-        let num_classes = num_classes.unwrap_or(spec.num_classes);
-        let in_chans = in_chans.unwrap_or(spec.input[0]);
-        let side = meta.filter(|meta| meta.fixed_size).map_or(spec.input[1], |meta| meta.shape[1]);
-        let image_size = self.image_size.unwrap_or(side);
-        let preprocess = meta.map_or_else(
-            || Preprocess::new(image_size, in_chans),
-            |meta| Preprocess::for_dataset(meta, image_size, in_chans),
-        );
-        let (mean, std) = match meta {
-            Some(meta) if meta.mean.len() == in_chans => (meta.mean.clone(), meta.std.clone()),
-            _ if in_chans == 3 => (IMAGENET.0.to_vec(), IMAGENET.1.to_vec()),
-            _ => (vec![0.5; in_chans], vec![0.5; in_chans]),
-        };
-        let meta = CheckpointMeta {
-            model: spec.name.into(),
-            num_classes,
-            classes: meta.map(|meta| meta.classes.clone()).unwrap_or_default(),
-            input: Input { in_chans, image_size, resize: preprocess.resize, mean, std },
-            dataset: meta.map(|meta| meta.name.clone()).unwrap_or_default(),
-            epoch: 0,
-            step: 0,
-            metrics: None,
-            zoo_version: env!("CARGO_PKG_VERSION").into(),
-        };
-        Ok(Checkpoint { path: path.to_path_buf(), meta, weights })
+        check_statistics(input)
     }
 }
 
-/// Classes and input channels, as the shapes of the last and the first layer tell.
-fn ends(spec: &Spec, weights: &StateDict) -> (Option<usize>, Option<usize>) {
-    let shape =
-        |layer: &str| weights.tensors.get(&format!("{layer}.weight")).map(|weight| weight.dims().to_vec());
-    let in_chans = match shape(spec.stem).as_deref() {
-        Some(&[_, c_in, _, _]) => Some(c_in),
-        _ => None,
+/// The usual way from a picture to an input.
+fn preprocess(dataset: Option<&Meta>, size: usize, channels: usize) -> Preprocess {
+    match dataset {
+        Some(meta) => Preprocess::for_dataset(meta, size, channels),
+        None => Preprocess::new(size, channels),
+    }
+}
+
+/// What is published about the weights in a file, going by its name.
+fn published(spec: &Spec, path: &Path) -> Result<Option<WeightFile>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let is_it = |file: &WeightFile| {
+        let official = file.url.rsplit('/').next().unwrap_or_default();
+        // Collections put their own names before the official one, whose end is a checksum.
+        !official.is_empty() && name.ends_with(official)
     };
-    (shape(spec.head).and_then(|shape| shape.first().copied()), in_chans)
+    Ok(zoo::facts(spec.name)?.weights.into_iter().find(is_it))
+}
+
+/// A network for the weights of a file, which must be exactly its own.
+fn build(spec: &Spec, weights: &StateDict, size: (usize, usize), device: &Device) -> Result<Model> {
+    let config = infer_config(spec, weights, size)?;
+    let params = Params::zeros();
+    let model = Model::new(spec.name, config, params.var_builder(device))?;
+    params.load(weights)?;
+    Ok(model)
 }
 
 fn check_statistics(input: &Input) -> Result<()> {
@@ -140,18 +200,9 @@ pub(crate) fn class_name(meta: &CheckpointMeta, class: usize) -> String {
 /// Names and shapes that a model has, with as many classes and input channels as the weights have.
 ///
 /// # Errors
-/// If the model cannot be built.
+/// If the weights are not at all those of the model.
 pub(crate) fn expected_shapes(spec: &Spec, weights: &StateDict) -> Result<Vec<(String, Vec<usize>)>> {
-    let (num_classes, in_chans) = ends(spec, weights);
-    let [c, h, w] = spec.input;
-    let config = Config {
-        num_classes: num_classes.unwrap_or(spec.num_classes),
-        in_chans: in_chans.unwrap_or(c),
-        image_size: (h, w),
-        dropout: None,
-        stem: Stem::Auto,
-        noise: Noise::default(),
-    };
+    let config = infer_config(spec, weights, (spec.input[1], spec.input[2]))?;
     let params = Params::zeros();
     Model::new(spec.name, config, params.var_builder(&Device::Cpu))?;
     Ok(params.shapes())

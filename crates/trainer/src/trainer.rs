@@ -75,7 +75,12 @@ impl Trainer {
     /// If another process trains in the folder, a setting was changed that decides the weights, or the state
     /// does not fit; and as [`Trainer::new`].
     pub fn resume(config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
+        let started_with = dir.config()?;
         let mut trainer = Self::build(config, data, dir, device)?;
+        if let Some((key, was, is)) = started_with.conflict(&trainer.config) {
+            let problem = format!("{key} was {was} and is now {is}; a run keeps its settings");
+            return Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
+        }
         match state::read(&trainer.dir, &trainer.config)? {
             Some(saved) => {
                 let (found, expected) = (trainer.train.dataset().len(), saved.progress.train_images);

@@ -1,0 +1,8 @@
+//! The binary from end to end: what it prints, what it refuses, what it leaves behind.
+
+mod bad_input;
+mod command;
+mod inspect;
+#[cfg(unix)]
+mod train_resume;
+mod use_model;
