@@ -259,9 +259,13 @@ impl Shared {
         {
             // Nothing to decode or resize: from the data set to the batch in one pass.
             match config.augment {
-                Augment::None => return Ok(out.copy_from_slice(pixels)),
+                Augment::None => {
+                    out.copy_from_slice(pixels);
+                    return Ok(());
+                }
                 Augment::Standard if input.crop <= SMALL => {
-                    return Ok(Shift::draw(&mut rng, mirror).apply(pixels, shape, out));
+                    Shift::draw(&mut rng, mirror).apply(pixels, shape, out);
+                    return Ok(());
                 }
                 _ => {}
             }

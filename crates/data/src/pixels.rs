@@ -19,7 +19,8 @@ impl Image {
         Self { pixels: vec![value; h * w * c], h, w, c }
     }
 
-    /// The picture with `c` channels: grey is repeated, colour becomes its luma (see [`luma`]).
+    /// The picture with `c` channels: grey is repeated, colour becomes its ITU-R 601 luma, as in
+    /// Pillow.
     pub fn with_channels(self, c: usize) -> Self {
         match (self.c, c) {
             (1, 3) => Self { pixels: self.pixels.iter().flat_map(|&v| [v, v, v]).collect(), c: 3, ..self },
