@@ -56,8 +56,23 @@ struct Tolerance {
 /// The files hold nine digits.
 const F64: Tolerance = Tolerance { logits: 1e-8, train_logits: 1e-8, running: 1e-8, grads: 1e-8 };
 
-/// PyTorch's own f32 is up to 7e-7, 3e-4 (ResNet-152; 6e-6 without the bottleneck networks), 6e-5 and 4e-5 off.
-const F32: Tolerance = Tolerance { logits: 1e-5, train_logits: 1e-3, running: 3e-4, grads: 1e-3 };
+/// Twenty times what PyTorch's own f32 is off, as scripts/golden/README.md has it: other kernels round otherwise,
+/// and statistics of small batches amplify that, the deeper the more.
+fn f32_tolerance(model: &str) -> Tolerance {
+    let (train_logits, running) = match model {
+        "resnet34" => (6e-6, 1e-5),
+        "resnet50" => (3e-5, 1e-5),
+        "resnet101" => (7e-5, 1e-5),
+        "resnet152" => (3e-4, 6e-5),
+        _ => (5e-6, 1e-5),
+    };
+    Tolerance {
+        logits: 20.0 * 7e-7,
+        train_logits: 20.0 * train_logits,
+        running: 20.0 * running,
+        grads: 20.0 * 4e-5,
+    }
+}
 
 /// The largest error; NaN, which no comparison finds, counts as infinite.
 fn worst(errors: impl IntoIterator<Item = f64>) -> f64 {
@@ -187,10 +202,10 @@ impl Digest {
     }
 }
 
-fn check_all(dtype: DType, tolerance: &Tolerance) -> Result<()> {
+fn check_all(dtype: DType, tolerance: impl Fn(&str) -> Tolerance) -> Result<()> {
     let mut report = String::new();
     for (file, golden) in files() {
-        let failures = Case::new(&golden, dtype)?.failures(tolerance)?;
+        let failures = Case::new(&golden, dtype)?.failures(&tolerance(&golden.model))?;
         if !failures.is_empty() {
             let shown = &failures[..failures.len().min(8)];
             report += &format!("{file}: {} wrong:\n  {}\n", failures.len(), shown.join("\n  "));
@@ -227,10 +242,10 @@ fn the_formula_is_that_of_the_script() -> Result<()> {
 
 #[test]
 fn references_in_f64_agree_with_pytorch() -> Result<()> {
-    check_all(DType::F64, &F64)
+    check_all(DType::F64, |_| F64)
 }
 
 #[test]
 fn kernels_in_f32_agree_with_pytorch() -> Result<()> {
-    check_all(DType::F32, &F32)
+    check_all(DType::F32, f32_tolerance)
 }
