@@ -74,7 +74,12 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     let name = match (&args.dataset, &args.checkpoint) {
         (Some(name), _) => name.clone(),
         (None, Some(path)) => Checkpoint::open(path)?.meta.dataset,
-        (None, None) => bail!("--weights says nothing of a data set; name one with --dataset"),
+        (None, None) => match args.foreign.dataset()? {
+            Some(entry) => entry.name.into(),
+            None => {
+                bail!("these weights do not say what they were trained on; name a data set with --dataset")
+            }
+        },
     };
     let data_dir = args
         .data_dir

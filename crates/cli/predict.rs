@@ -78,7 +78,11 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         Some((checkpoint, images)) if !images.is_empty() => (Some(checkpoint.as_path()), images),
         _ => usage_error("predict", "there is no picture to predict: name one after the run or checkpoint"),
     };
-    let dataset = args.dataset.as_deref().map(CatalogEntry::find).transpose()?.map(CatalogEntry::meta);
+    let dataset = match &args.dataset {
+        Some(name) => Some(CatalogEntry::find(name)?),
+        None => args.foreign.dataset()?,
+    };
+    let dataset = dataset.map(CatalogEntry::meta);
     let trained = args.foreign.open(checkpoint, dataset.as_ref(), &device, printer)?;
     let network = Network { trained, dtype, device };
     let mut answers = Vec::with_capacity(images.len());

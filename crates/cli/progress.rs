@@ -32,7 +32,7 @@ impl<'p> Progress<'p> {
         let now = Instant::now();
         Self {
             printer,
-            bar: printer.bar("{prefix} {wide_bar} {pos}/{len} {msg}"),
+            bar: printer.bar("{prefix} {wide_bar} {pos}/{len}  {msg}"),
             epochs: 0,
             start: now,
             first_step: None,
@@ -198,7 +198,8 @@ fn schedule(c: &TrainConfig) -> String {
         text += &format!(", times {} at {} of the run", c.gamma, list(&Some(c.milestones.clone())));
     }
     if c.warmup_epochs > 0.0 {
-        text += &format!(", warm-up over {} epochs", c.warmup_epochs);
+        let epochs = if c.warmup_epochs == 1.0 { "epoch" } else { "epochs" };
+        text += &format!(", warm-up over {} {epochs}", c.warmup_epochs);
     }
     text
 }

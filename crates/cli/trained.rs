@@ -7,7 +7,7 @@ use candle_core::Device;
 use std::path::{Path, PathBuf};
 use zoo::weights::{self, StateDict};
 use zoo::{Model, Params, Preprocessing, Spec, WeightFile, infer_config};
-use zoo_data::{Meta, Preprocess};
+use zoo_data::{CatalogEntry, Meta, Preprocess};
 use zoo_trainer::{Checkpoint, CheckpointMeta, Input, RunDir, TrainConfig};
 
 /// ImageNet's mean and standard deviation, which most published weights for colour images were trained with.
@@ -29,7 +29,7 @@ pub(crate) struct Foreign {
     #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
     std: Option<Vec<f32>>,
     /// Side of the square input, in pixels
-    #[arg(long, value_name = "PIXELS", value_parser = non_zero, alias = "crop")]
+    #[arg(long, value_name = "PIXELS", value_parser = non_zero, visible_alias = "crop")]
     image_size: Option<usize>,
     /// Resize the short side of a picture to this before the centre is cut out
     #[arg(long, value_name = "PIXELS", value_parser = non_zero)]
@@ -72,6 +72,16 @@ impl Foreign {
             bail!("{}: its metadata has {says} channels, its weights have {has}", path.display());
         }
         Ok(Trained { model, meta })
+    }
+
+    /// The data set that the weights were trained on, where that is published.
+    ///
+    /// # Errors
+    /// If there is no such model.
+    pub(crate) fn dataset(&self) -> Result<Option<&'static CatalogEntry>> {
+        let (Some(model), Some(path)) = (&self.model, &self.weights) else { return Ok(None) };
+        let known = published(zoo::find(model)?, path)?;
+        Ok(known.and_then(|file| CatalogEntry::find(&file.dataset).ok()))
     }
 
     /// What a checkpoint would say of weights that say nothing: what is published about the file, else what
