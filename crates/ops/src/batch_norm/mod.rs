@@ -10,7 +10,7 @@ use crate::feature_map::View;
 use crate::trace::Step;
 use candle_core::{DType, Result, Tensor, Var, bail};
 
-/// The parameters and running statistics of a batch normalisation over `c` channels, all of shape [c] (Ioffe
+/// The parameters and running statistics of a batch normalisation over `c` channels, all of shape `[c]` (Ioffe
 /// and Szegedy, arXiv 1502.03167).
 #[derive(Debug, Clone)]
 pub struct BatchNorm {

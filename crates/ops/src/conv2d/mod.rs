@@ -105,7 +105,7 @@ impl Geometry {
     }
 }
 
-/// Cross-correlation of `xs` with `weight` [c_out, c_in / groups, kh, kw], plus `bias` [c_out]: PyTorch's
+/// Cross-correlation of `xs` with `weight` [c_out, c_in / groups, kh, kw], plus `bias` `[c_out]`: PyTorch's
 /// `conv2d`. The output has the dtype of `xs`; parameters are f32, or f64 with f64 maps.
 ///
 /// # Errors
@@ -120,7 +120,7 @@ pub fn conv2d(
     apply("conv2d", xs, weight, bias, geometry)
 }
 
-/// `xs · weightᵀ + bias` on a map of 1×1 pixels, `weight` [c_out, c_in], `bias` [c_out].
+/// `xs · weightᵀ + bias` on a map of 1×1 pixels, `weight` `[c_out, c_in]`, `bias` `[c_out]`.
 ///
 /// # Errors
 /// If the map has more than one pixel or the channels do not fit.

@@ -8,7 +8,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 /// What a classifier should have answered.
 #[derive(Debug, Clone)]
 pub enum Targets {
-    /// A class for each image: integers [n].
+    /// A class for each image: integers `[n]`.
     Classes(Tensor),
     /// A distribution over the classes for each image: floats [n, classes].
     Soft(Tensor),
@@ -16,7 +16,7 @@ pub enum Targets {
 
 /// Mean cross-entropy of `logits` [n, classes] against `targets`: PyTorch's `cross_entropy`.
 ///
-/// `label_smoothing` ε moves that share of each target to the uniform distribution. `class_weights` [classes]
+/// `label_smoothing` ε moves that share of each target to the uniform distribution. `class_weights` `[classes]`
 /// weigh each class's term; for class targets the mean is over the weights, for soft targets over the images,
 /// as in PyTorch. The result is a scalar in the dtype of `logits`.
 ///
