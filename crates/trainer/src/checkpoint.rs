@@ -154,7 +154,7 @@ impl Checkpoint {
             stem: Stem::Auto,
             noise: Noise::default(),
         };
-        let params = Params::new(0);
+        let params = Params::zeros();
         let model = Model::new(model, config, params.var_builder(device))?;
         load(&params, &self.weights, &self.path)?;
         Ok(model)
@@ -190,8 +190,5 @@ pub(crate) fn load(params: &Params, found: &StateDict, path: &Path) -> Result<()
         let problem = format!("the weights do not fit the model: {report}");
         return Err(Error::Checkpoint { path: path.to_path_buf(), problem });
     }
-    for (name, var) in params.all() {
-        var.set(&found.tensors[&name].to_device(var.device())?)?;
-    }
-    Ok(())
+    Ok(params.load(found)?)
 }

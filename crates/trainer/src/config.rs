@@ -115,7 +115,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Precision of activations.
     pub dtype: Precision,
-    /// Threads to compute with; by default one per core. Has no influence on the result.
+    /// Threads to compute with; by default one per core. Has no influence on the result. A process has one
+    /// thread pool, so it is the program that applies this, with [`zoo_ops::set_threads`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     /// Steps between the step lines in `metrics.jsonl`; 0 for none.

@@ -74,7 +74,7 @@ pub enum Error {
     #[error(transparent)]
     Weights(#[from] zoo::weights::Error),
     /// The network cannot be built, or a computation failed.
-    #[error(transparent)]
+    #[error("{}", first_line(.0))]
     Tensor(#[from] candle_core::Error),
 }
 
@@ -87,4 +87,9 @@ impl Error {
         let path = path.into();
         |source| Self::Io { path, source }
     }
+}
+
+/// What candle says, without the backtrace that it adds where `RUST_BACKTRACE` asks for one.
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_string()
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Hears of a run's progress. Every method does nothing unless it is written.
-pub trait Observer: Send {
+pub trait Observer {
     /// Training begins or goes on.
     fn started(&mut self, _run: &RunInfo<'_>) {}
     /// An optimizer step was taken.

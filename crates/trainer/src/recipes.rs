@@ -18,7 +18,6 @@ const RECIPES: &[(&str, &str)] =
 const FAMILIES: &[(&str, &str)] = &[
     ("lenet", "batch_size = 64\nlr = 0.02\naugment = \"none\""),
     ("mlp", "batch_size = 64\nlr = 0.02\naugment = \"none\""),
-    ("softmax", "batch_size = 64\nlr = 0.01\naugment = \"none\""),
     ("cifar_resnet", "weight_decay = 1e-4"),
 ];
 
@@ -52,6 +51,15 @@ mod tests {
             found += 1;
         }
         assert_eq!(found, RECIPES.len());
+    }
+
+    #[test]
+    fn the_families_of_the_table_exist() {
+        for (family, text) in FAMILIES {
+            assert!(zoo::registry().iter().any(|spec| spec.family == *family), "{family}");
+            let model = format!("model = \"{family}\"\n{text}");
+            TrainConfig::from_toml(&model, family).unwrap();
+        }
     }
 
     #[test]

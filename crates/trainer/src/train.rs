@@ -13,10 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use zoo_data::{Batch, Loader};
 
-/// Stack of the thread that trains. candle walks and frees a graph by recursion, a few frames per layer. Only
-/// the pages that are used take memory.
-const STACK: usize = 256 << 20;
-
 /// Skipped images that are named one by one.
 const WARNINGS: usize = 10;
 
@@ -52,16 +48,6 @@ impl Trainer {
     /// If the loss is not finite, data cannot be read, or a file cannot be written; what was saved before is
     /// still there.
     pub fn run(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome> {
-        std::thread::scope(|scope| {
-            let builder = std::thread::Builder::new().name("zoo-train".into()).stack_size(STACK);
-            let thread = builder
-                .spawn_scoped(scope, || self.run_here(stop, observer))
-                .map_err(candle_core::Error::wrap)?;
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-
-    fn run_here(&mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome> {
         observer.started(&self.info());
         while self.progress.epoch < self.config.epochs as u64 {
             let mut flow = self.train_epoch(stop, observer)?;

@@ -3,6 +3,7 @@
 use crate::tiny;
 use candle_core::{Device, Tensor, Var};
 use std::collections::BTreeMap;
+use std::path::Path;
 use zoo_data::Augment;
 use zoo_trainer::{Checkpoint, Ema, RunDir, TrainConfig};
 
@@ -54,6 +55,36 @@ fn averages_follow_their_formula() -> candle_core::Result<()> {
     ema.swap()?;
     assert_eq!((var.to_vec1::<f32>()?, average(&ema)?), (weights, before));
     Ok(())
+}
+
+/// The tensors of a file whose names start with `prefix`, without it.
+fn tensors(file: &Path, prefix: &str) -> BTreeMap<String, Vec<f32>> {
+    let tensors = zoo::weights::read(file).unwrap().tensors;
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let named = |(name, tensor): (&String, _)| Some((name.strip_prefix(prefix)?.to_string(), values(tensor)));
+    tensors.iter().filter_map(named).collect()
+}
+
+#[test]
+fn averages_are_saved_and_leave_training_alone() {
+    let folder = tiny::folder();
+    let plain = tiny::config("cifar_resnet20");
+    let averaged = TrainConfig { ema: 0.5, ..plain.clone() };
+    let run = |config, name: &str| {
+        let dir = folder.path().join(name);
+        tiny::finish(tiny::new_trainer(config, &dir).unwrap()).unwrap();
+        dir
+    };
+    let (plain, averaged) = (run(&plain, "plain"), run(&averaged, "averaged"));
+    let weights = tensors(&averaged.join(RunDir::STATE), "weights/");
+    let averages = tensors(&averaged.join(RunDir::STATE), "average/");
+    // As many as the model has, running statistics included.
+    assert_eq!(averages.len(), weights.len());
+    assert_ne!(averages, weights);
+    assert_eq!(weights, tensors(&plain.join(RunDir::LAST), ""));
+    assert_eq!(averages, tensors(&averaged.join(RunDir::LAST), ""));
+    let val_loss = |dir: &Path| tiny::metrics(dir)[2]["val_loss"].clone();
+    assert_ne!(val_loss(&plain), val_loss(&averaged));
 }
 
 #[test]

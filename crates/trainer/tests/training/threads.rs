@@ -1,4 +1,4 @@
-//! One seed, one result, for any number of threads; and room for deep graphs.
+//! One seed, one result, for any number of threads; and deep graphs fit the stack.
 
 use crate::tiny;
 use std::path::Path;
@@ -59,7 +59,7 @@ fn the_seed_decides() {
 }
 
 #[test]
-fn a_deep_network_fits_the_stack() {
+fn a_deep_network_needs_little_stack() {
     let folder = tiny::folder();
     let train = || {
         let mut data = tiny::data("cifar_resnet110");
@@ -69,7 +69,8 @@ fn a_deep_network_fits_the_stack() {
             zoo_trainer::Trainer::new(config("cifar_resnet110"), &data, dir, &candle_core::Device::Cpu);
         tiny::finish(trainer.unwrap()).unwrap();
     };
-    // The stack of the calling thread does not matter.
+    // candle walks and frees a graph by recursion. A quarter of what a thread usually has must hold the deepest
+    // network, even without optimisation.
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(512 << 10).spawn_scoped(scope, train);
         thread.unwrap().join().unwrap();
