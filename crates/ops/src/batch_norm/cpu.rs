@@ -11,8 +11,7 @@ use std::sync::{Arc, OnceLock};
 /// Pixels per block: few enough for a block to stay in cache between its two sweeps.
 const ROWS: usize = 512;
 
-/// The result, and with `train` the batch's mean and biased variance [c].
-#[expect(clippy::type_complexity, reason = "a result and an optional pair")]
+/// The result, and with `train` the batch's mean and biased variance \[c\].
 pub(super) fn batch_norm(
     xs: &Tensor,
     norm: &BatchNorm,
@@ -89,7 +88,7 @@ impl Op {
             let xs = &xs[at.clone()];
             match residual {
                 Some(r) => {
-                    by_activation!(self.activation, normalise_add::<T>(xs, &r[at], &scale, &shift, ys))
+                    by_activation!(self.activation, normalise_add::<T>(xs, &r[at], &scale, &shift, ys));
                 }
                 None => by_activation!(self.activation, normalise::<T>(xs, &scale, &shift, ys)),
             }
@@ -127,10 +126,7 @@ impl Op {
                 let at = i * ROWS * c..i * ROWS * c + dz.len();
                 let (x, y, dy) = (&x[at.clone()], &y[at.clone()], &dy[at.clone()]);
                 let r = r.map_or(&[] as &[T], |r| &r[at]);
-                by_activation!(
-                    self.activation,
-                    through_activation::<T>(x, y, r, dy, &factors.scale, &factors.shift, dz)
-                );
+                by_activation!(self.activation, through_activation::<T>(x, y, r, dy, &factors, dz));
             });
             let (dx, sums) = gradients(functions::Identity, x, y, &dz, self, statistics, &factors);
             (dx, sums, Some(dz))
@@ -270,7 +266,7 @@ multiversion! {
 multiversion! {
     /// `dz = dy · f'`, with f' from the output where that tells, else from the recomputed input of f.
     fn through_activation<T: Element, F: Function>(
-        f: F, xs: &[T], ys: &[T], rs: &[T], dys: &[T], scale: &[f32], shift: &[f32], dz: &mut [T]
+        f: F, xs: &[T], ys: &[T], rs: &[T], dys: &[T], factors: &Factors, dz: &mut [T]
     ) {
         if F::FROM_OUTPUT {
             for ((d, &y), &dy) in dz.iter_mut().zip(ys).zip(dys) {
@@ -278,6 +274,7 @@ multiversion! {
             }
             return;
         }
+        let (scale, shift) = (&factors.scale, &factors.shift);
         let c = scale.len();
         for (i, (d, x)) in dz.chunks_exact_mut(c).zip(xs.chunks_exact(c)).enumerate() {
             let r = rs.get(i * c..(i + 1) * c);

@@ -4,8 +4,7 @@ use super::{BatchNorm, affine};
 use crate::activation::{self, Activation};
 use candle_core::{DType, Result, Tensor};
 
-/// The result, and with `train` the batch's mean and biased variance [c].
-#[expect(clippy::type_complexity, reason = "a result and an optional pair")]
+/// The result, and with `train` the batch's mean and biased variance \[c\].
 pub(super) fn batch_norm(
     xs: &Tensor,
     norm: &BatchNorm,

@@ -32,7 +32,7 @@ fn pack<T: Element>(g: &Geometry, weight: &[f32]) -> Vec<f32> {
     packed
 }
 
-/// Weights of the transposed convolution, taps turned round, from packed ones: [group][tap × c_out][c_in].
+/// Weights of the transposed convolution, taps turned round, from packed ones: [group][tap × c_out]\[c_in\].
 fn turn(g: &Geometry, packed: &[f32]) -> Vec<f32> {
     let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
     let mut turned = buffer(packed.len());

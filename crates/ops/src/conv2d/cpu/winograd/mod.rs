@@ -92,7 +92,7 @@ fn transform_tiles(
     });
 }
 
-/// Bᵀ d B of every tile, as [position][tile][c_in].
+/// Bᵀ d B of every tile, as [position][tile]\[c_in\].
 fn transform_inputs<T: Element>(g: &Geometry, tiles: &Tiles, xs: &[T], out: &mut [f32]) {
     let len = g.size.0 * g.size.1 * g.c_in;
     let (py, px) = (g.window.padding.0 as isize, g.window.padding.1 as isize);
@@ -100,20 +100,20 @@ fn transform_inputs<T: Element>(g: &Geometry, tiles: &Tiles, xs: &[T], out: &mut
         let corner = (y as isize - py, x as isize - px);
         let window = Window { image: &xs[image * len..][..len], size: g.size, corner };
         input_tile(window, out, at, g.c_in);
-    })
+    });
 }
 
-/// A dy Aᵀ of every tile, as [position][tile][c_out].
+/// A dy Aᵀ of every tile, as [position][tile]\[c_out\].
 fn transform_output_gradients<T: Element>(g: &Geometry, tiles: &Tiles, dys: &[T], out: &mut [f32]) {
     let len = g.out.0 * g.out.1 * g.c_out;
     transform_tiles(tiles, g.c_out, out, |image, (y, x), out, at| {
         let window =
             Window { image: &dys[image * len..][..len], size: g.out, corner: (y as isize, x as isize) };
         output_gradient_tile(window, out, at, g.c_out);
-    })
+    });
 }
 
-/// Transformed filters as [c_out][position][c_in], rounded as `T` stores them; `tap` gives a filter's value for
+/// Transformed filters as [c_out][position]\[c_in\], rounded as `T` stores them; `tap` gives a filter's value for
 /// (c_out, c_in, tap).
 fn filters<T: Element>(
     c_in: usize,
@@ -161,7 +161,7 @@ fn convolve<T: Element>(g: &Geometry, xs: &[T], filters: &[f32]) -> Vec<T> {
     })
 }
 
-/// Aᵀ m A of every tile of products [position][tile][c_out], put together to maps.
+/// Aᵀ m A of every tile of products [position][tile]\[c_out\], put together to maps.
 fn transform_outputs<T: Element>(g: &Geometry, tiles: &Tiles, products: &[f32]) -> Vec<T> {
     let (count, c_out, (ho, wo)) = (tiles.count(), g.c_out, g.out);
     let mut ys = buffer::<T>(g.pixels() * c_out);

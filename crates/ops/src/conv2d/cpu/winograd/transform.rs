@@ -32,11 +32,7 @@ impl Lanes {
 
     #[inline(always)]
     fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        let mut out = [0.0; LANES];
-        for i in 0..LANES {
-            out[i] = f(self.0[i], other.0[i]);
-        }
-        Self(out)
+        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
     }
 }
 
@@ -214,10 +210,11 @@ multiversion! {
                 let at = |y: usize| Lanes::load(&products[(y * 6 + x) * stride..][ch..end]);
                 *column = output(std::array::from_fn(at));
             }
-            for y in 0..target.size.0 {
+            let rows = target.rows.chunks_exact_mut(target.width * channels).take(target.size.0);
+            for (y, pixels) in rows.enumerate() {
                 let row = output(std::array::from_fn(|x| columns[x][y]));
                 for (x, value) in row.into_iter().take(target.size.1).enumerate() {
-                    let pixel = &mut target.rows[(y * target.width + target.column + x) * channels..][..channels];
+                    let pixel = &mut pixels[(target.column + x) * channels..][..channels];
                     value.store(&mut pixel[ch..end]);
                 }
             }
