@@ -1,10 +1,10 @@
 //! `zoo bench`: images per second on generated input.
 
-use crate::number::{rate, thousands};
-use crate::options::{Common, non_zero};
+use crate::number::{count, rate, thousands};
+use crate::options::{Common, device_name, non_zero};
 use crate::printer::Printer;
 use crate::summary::Shape;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
 use serde::Serialize;
@@ -14,9 +14,6 @@ use zoo::{Config, Model, Params};
 use zoo_ops::FeatureMap;
 use zoo_ops::rng::{Noise, stream};
 use zoo_trainer::{Gradients, Optimizer, SgdConfig, train_pass};
-
-/// Stack of the thread that computes: candle walks a deep network's graph by recursion.
-const STACK: usize = 256 << 20;
 
 /// Arguments of `zoo bench`.
 #[derive(Debug, clap::Args)]
@@ -86,18 +83,13 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     let statistics = (vec![0.5; c], vec![0.25; c]);
     let xs = FeatureMap::from_bytes(&pixels, (n, h, w, c), (&statistics.0, &statistics.1), dtype, &device)?;
     let bench = Bench { args, config, seed: common.seed(), device, xs };
-    let mut step_ms = std::thread::scope(|scope| {
-        let builder = std::thread::Builder::new().stack_size(STACK);
-        let thread =
-            builder.spawn_scoped(scope, || bench.measure(printer)).context("cannot start a thread")?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })?;
+    let mut step_ms = bench.measure(printer)?;
     step_ms.sort_by(f64::total_cmp);
     let median = median(&step_ms);
     let measurement = Measurement {
         model: spec.name,
         mode: args.mode,
-        device: "cpu",
+        device: device_name(&bench.device),
         dtype: dtype.as_str(),
         threads: common.threads(),
         batch_size: n,
@@ -186,7 +178,7 @@ fn text(m: &Measurement) -> String {
     let mode = if m.mode == Mode::Train { "training" } else { "inference" };
     format!(
         "{}, {mode} on generated images of {size}×{size}, {} at a time\n\
-         {}, {}, {} threads\n\n\
+         {}, {}, {}\n\n\
          images/s     {}\n\
          step         {:.2} ms (least {:.2}, most {:.2})\n\
          peak memory  {memory}",
@@ -194,7 +186,7 @@ fn text(m: &Measurement) -> String {
         m.batch_size,
         m.device,
         m.dtype,
-        m.threads,
+        count(m.threads, "thread"),
         rate(m.images_per_second),
         m.step_ms.median,
         m.step_ms.min,

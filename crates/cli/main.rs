@@ -28,7 +28,7 @@ use printer::Printer;
 use std::process::ExitCode;
 
 #[global_allocator]
-static ALLOCATOR: zoo_ops::memory::MiMalloc = zoo_ops::memory::MiMalloc;
+static ALLOCATOR: zoo_ops::memory::Allocator = zoo_ops::memory::Allocator;
 
 /// Train, evaluate and use the classic convolutional networks.
 #[derive(Debug, Parser)]

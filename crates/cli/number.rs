@@ -13,6 +13,16 @@ pub(crate) fn thousands(n: u64) -> String {
     text
 }
 
+/// A number of things: `1 epoch`, `10 epochs`, `2 batches`.
+pub(crate) fn count(n: usize, thing: &str) -> String {
+    let plural = match n {
+        1 => "",
+        _ if thing.ends_with("tch") => "es",
+        _ => "s",
+    };
+    format!("{} {thing}{plural}", thousands(n as u64))
+}
+
 /// To three or four digits with a unit: `61.7 k`, `11.69 M`, `1.81 G`.
 pub(crate) fn compact(n: u64) -> String {
     let x = n as f64;
@@ -61,6 +71,12 @@ mod tests {
     #[test]
     fn groups_of_three() {
         assert_eq!([0, 999, 1_000, 11_689_512].map(thousands), ["0", "999", "1,000", "11,689,512"]);
+    }
+
+    #[test]
+    fn plurals() {
+        assert_eq!([0, 1, 1_200].map(|n| count(n, "step")), ["0 steps", "1 step", "1,200 steps"]);
+        assert_eq!([count(2, "batch"), count(2, "epoch")], ["2 batches", "2 epochs"]);
     }
 
     #[test]

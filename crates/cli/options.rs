@@ -1,5 +1,6 @@
 //! The options that every subcommand takes.
 
+use crate::number::count;
 use anyhow::{Result, bail};
 use candle_core::{DType, Device};
 use clap::{ArgAction, Args, ValueEnum};
@@ -113,6 +114,15 @@ impl Common {
         }
     }
 
+    /// What computes: `cpu, 2 threads`.
+    ///
+    /// # Errors
+    /// If this build or machine does not have it.
+    pub(crate) fn compute(&self, threads: Option<usize>) -> Result<String> {
+        let device = device_name(&self.device()?);
+        Ok(format!("{device}, {}", count(threads.unwrap_or_else(|| self.threads()), "thread")))
+    }
+
     /// The element type of feature maps, f32 unless given.
     ///
     /// # Errors
@@ -137,10 +147,24 @@ impl Common {
     }
 }
 
+/// The kind of a device as `--device` has it.
+pub(crate) fn device_name(device: &Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
+    }
+}
+
 /// Parses a whole number of at least 1.
 pub(crate) fn non_zero(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(0) | Err(_) => Err("expected a whole number of at least 1".into()),
         Ok(n) => Ok(n),
     }
+}
+
+/// Parses a number; whether it makes sense is for its user to say.
+pub(crate) fn number(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| "expected a number, such as 0.1".into())
 }

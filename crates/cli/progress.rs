@@ -1,7 +1,8 @@
 //! What a training run shows while it goes on.
 
-use crate::number::{duration, rate, thousands};
+use crate::number::{count, duration, rate, thousands};
 use crate::printer::Printer;
+use crate::summary::dims;
 use indicatif::ProgressBar;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ const HEADINGS: &str =
 /// Prints the settings, a bar, and a table with a row per epoch.
 pub(crate) struct Progress<'p> {
     printer: &'p Printer,
+    /// What computes.
+    compute: String,
     bar: ProgressBar,
     epochs: usize,
     /// When this process started to train, and how many steps had been taken before.
@@ -27,11 +30,12 @@ pub(crate) struct Progress<'p> {
 }
 
 impl<'p> Progress<'p> {
-    /// Nothing is shown before the run starts.
-    pub(crate) fn new(printer: &'p Printer) -> Self {
+    /// Nothing is shown before the run starts. `compute` says what computes.
+    pub(crate) fn new(printer: &'p Printer, compute: String) -> Self {
         let now = Instant::now();
         Self {
             printer,
+            compute,
             bar: printer.bar("{prefix} {wide_bar} {pos}/{len}  {msg}"),
             epochs: 0,
             start: now,
@@ -69,7 +73,8 @@ impl Observer for Progress<'_> {
         self.start = Instant::now();
         self.epochs = run.config.epochs;
         self.first_step = Some(run.step);
-        self.text(&settings(run));
+        let settings = settings(run, &self.compute);
+        self.text(&settings);
         if run.step > 0 {
             let epoch = run.epoch + 1;
             self.text(&format!("resumed at step {} in epoch {epoch}", thousands(run.step)));
@@ -130,45 +135,22 @@ impl Observer for Progress<'_> {
 }
 
 /// What was resolved, a line for each side of the run.
-fn settings(run: &RunInfo<'_>) -> String {
+fn settings(run: &RunInfo<'_>, compute: &str) -> String {
     let c = run.config;
-    let count = |n: usize| thousands(n as u64);
-    let input = [c.in_chans, c.image_size, c.image_size].map(Option::unwrap_or_default);
+    let (epochs, batches) = (count(c.epochs, "epoch"), count(run.batches, "batch"));
+    let steps = count(usize::try_from(run.total_steps).unwrap_or(usize::MAX), "step");
+    let images = [run.train_images, run.val_images].map(|n| thousands(n as u64));
+    let [c_in, side] = [c.in_chans, c.image_size].map(Option::unwrap_or_default);
+    let input = dims([c_in, side, side]);
     let rows = [
         ("model", model(run)),
-        (
-            "data",
-            format!(
-                "{}, {} training and {} validation images",
-                c.dataset,
-                count(run.train_images),
-                count(run.val_images)
-            ),
-        ),
-        (
-            "input",
-            format!(
-                "{}, mean {}, std {}, augment {}",
-                crate::summary::dims(input),
-                list(&c.mean),
-                list(&c.std),
-                c.augment
-            ),
-        ),
-        (
-            "training",
-            format!(
-                "{} epochs of {} batches of {}, {} steps",
-                c.epochs,
-                count(run.batches),
-                c.batch_size,
-                thousands(run.total_steps)
-            ),
-        ),
+        ("data", format!("{}, {} training and {} validation images", c.dataset, images[0], images[1])),
+        ("input", format!("{input}, mean {}, std {}, augment {}", list(&c.mean), list(&c.std), c.augment)),
+        ("training", format!("{epochs} of {batches} of {}, {steps}", count(c.batch_size, "image"))),
         ("optimizer", optimizer(c)),
         ("schedule", schedule(c)),
         ("extras", extras(c)),
-        ("compute", format!("cpu, {}, seed {}", c.dtype.dtype().as_str(), c.seed)),
+        ("compute", format!("{compute}, {}, seed {}", c.dtype.dtype().as_str(), c.seed)),
         ("folder", run.dir.display().to_string()),
     ];
     let shown = rows.iter().filter(|(_, text)| !text.is_empty());

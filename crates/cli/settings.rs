@@ -1,6 +1,6 @@
 //! The settings of a training run as options: one field for each, under the name that a recipe has for it.
 
-use crate::options::{Common, non_zero};
+use crate::options::{Common, non_zero, number};
 use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
@@ -37,17 +37,17 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "PIXELS", value_parser = non_zero, help_heading = "Model and data")]
     image_size: Option<usize>,
     /// Mean of each channel, of pixels from 0 to 1 [default: that of the data set]
-    #[arg(long, value_name = "R,G,B", value_delimiter = ',', help_heading = "Model and data")]
+    #[arg(long, value_name = "R,G,B", value_parser = number, value_delimiter = ',', help_heading = "Model and data")]
     mean: Option<Vec<f64>>,
     /// Standard deviation of each channel [default: that of the data set]
-    #[arg(long, value_name = "R,G,B", value_delimiter = ',', help_heading = "Model and data")]
+    #[arg(long, value_name = "R,G,B", value_parser = number, value_delimiter = ',', help_heading = "Model and data")]
     std: Option<Vec<f64>>,
     /// Random changes to the training images
     #[arg(long, value_name = "KIND", help_heading = "Model and data")]
     #[arg(value_parser = PossibleValuesParser::new(Augment::ALL.map(Augment::name)))]
     augment: Option<String>,
     /// Hold out this share of the training images and validate on it instead of the test images
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Model and data")]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true, help_heading = "Model and data")]
     val_fraction: Option<f64>,
     /// Train on at most N images
     #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "Model and data")]
@@ -70,49 +70,49 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "Optimisation")]
     grad_accum: Option<usize>,
     /// The highest learning rate
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Optimisation")]
+    #[arg(long, value_name = "RATE", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     lr: Option<f64>,
     /// How the learning rate changes over the run
     #[arg(long, value_name = "KIND", help_heading = "Optimisation")]
     #[arg(value_parser = ["cosine", "step", "linear", "onecycle", "constant"])]
     schedule: Option<String>,
     /// Epochs in which the learning rate rises from zero; need not be whole
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Optimisation")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     warmup_epochs: Option<f64>,
     /// Where the step schedule lowers the rate, as shares of the run, e.g. 0.5,0.75
-    #[arg(long, value_name = "SHARES", value_delimiter = ',', help_heading = "Optimisation")]
+    #[arg(long, value_name = "SHARES", value_parser = number, value_delimiter = ',', help_heading = "Optimisation")]
     milestones: Option<Vec<f64>>,
     /// What the step schedule multiplies the rate by
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Optimisation")]
+    #[arg(long, value_name = "FACTOR", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     gamma: Option<f64>,
     /// Share of the last step's direction that SGD keeps
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Optimisation")]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     momentum: Option<f64>,
     /// Nesterov's momentum, which looks one step ahead
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     #[arg(hide_possible_values = true, help_heading = "Optimisation")]
     nesterov: Option<bool>,
     /// Multiple of each weight that is taken off it; biases and normalisations are spared
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Optimisation")]
+    #[arg(long, value_name = "RATE", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     weight_decay: Option<f64>,
     /// Share of each target that is spread over all classes
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Optimisation")]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     label_smoothing: Option<f64>,
     /// Probability of dropout, in models that have it
-    #[arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Optimisation")]
+    #[arg(long, value_name = "P", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     dropout: Option<f64>,
     /// Evaluate and save a moving average of the weights with this decay, e.g. 0.999
-    #[arg(long, value_name = "DECAY", allow_negative_numbers = true, help_heading = "Optimisation")]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     ema: Option<f64>,
     /// Limit the norm of the gradient
-    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Optimisation")]
+    #[arg(long, value_name = "NORM", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     clip_grad: Option<f64>,
 
     /// Write the loss to metrics.jsonl every N steps
-    #[arg(long, value_name = "N", value_parser = non_zero)]
+    #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "The run")]
     log_every: Option<usize>,
     /// Save the state for --resume every N steps, besides the end of each epoch [default: once a minute]
-    #[arg(long, value_name = "N", value_parser = non_zero)]
+    #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "The run")]
     save_every: Option<usize>,
 }
 

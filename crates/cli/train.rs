@@ -25,19 +25,20 @@ Examples:
   zoo train --model resnet18 --dataset cifar10 --epochs 30 --out runs/my-resnet
   zoo train --resume runs/my-resnet
 
-What is not given comes from the model's recipe for the data set, then from the defaults; the run prints
-all of it, and saves it as config.toml.")]
+What is not given comes from the model's recipe for the data set, then from the defaults.
+The run prints all of it, and saves it as config.toml.")]
 pub(crate) struct Args {
     #[command(flatten)]
     settings: Settings,
-    /// Settings from a TOML file, such as the config.toml of a run; options on the command line go first
-    #[arg(long, value_name = "FILE")]
+    /// Settings from a TOML file, such as the config.toml of a run; options given here win
+    #[arg(long, value_name = "FILE", help_heading = "The run")]
     recipe: Option<PathBuf>,
     /// Folder of the run [default: runs/<model>-<dataset>-<n>]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = "The run")]
     out: Option<PathBuf>,
     /// Go on with an interrupted run; without DIR, with the latest in runs/
     #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["out", "recipe"])]
+    #[arg(help_heading = "The run")]
     resume: Option<Option<PathBuf>>,
 }
 
@@ -60,7 +61,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         None => new(args, &flags, common, &device)?,
     };
     let signals = Signals::listen()?;
-    let mut progress = Progress::new(printer);
+    let mut progress = Progress::new(printer, common.compute(trainer.config().threads)?);
     let outcome = trainer.run(signals.stop(), &mut progress);
     let printed = progress.finish();
     match outcome? {

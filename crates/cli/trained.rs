@@ -1,6 +1,6 @@
 //! Which trained network `eval` and `predict` use: a run, a checkpoint, or weights from elsewhere.
 
-use crate::options::non_zero;
+use crate::options::{non_zero, number};
 use crate::printer::Printer;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
@@ -23,11 +23,11 @@ pub(crate) struct Foreign {
     #[arg(long, value_name = "FILE", requires = "model")]
     pub(crate) weights: Option<PathBuf>,
     /// Mean of each channel that the network was trained with, of pixels from 0 to 1
-    #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
-    mean: Option<Vec<f32>>,
+    #[arg(long, value_name = "R,G,B", value_parser = number, value_delimiter = ',')]
+    mean: Option<Vec<f64>>,
     /// Standard deviation of each channel that the network was trained with
-    #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
-    std: Option<Vec<f32>>,
+    #[arg(long, value_name = "R,G,B", value_parser = number, value_delimiter = ',')]
+    std: Option<Vec<f64>>,
     /// Side of the square input, in pixels
     #[arg(long, value_name = "PIXELS", value_parser = non_zero, visible_alias = "crop")]
     image_size: Option<usize>,
@@ -145,7 +145,7 @@ impl Foreign {
         input.resize = self.resize.unwrap_or(input.resize);
         for (given, used) in [(&self.mean, &mut input.mean), (&self.std, &mut input.std)] {
             if let Some(values) = given {
-                used.clone_from(values);
+                *used = values.iter().map(|&value| value as f32).collect();
             }
         }
         input.preprocess().check()?;

@@ -38,6 +38,7 @@ fn wrong_usage_is_2() {
     wrong_usage("train --model lenet5 --epochs many", "a whole number of at least 1");
     wrong_usage("train --model lenet5 --schedule zigzag", "onecycle");
     wrong_usage("train --model lenet5 --resume x --out y", "cannot be used with");
+    wrong_usage("train --model lenet5 --lr fast", "expected a number");
     wrong_usage("bench", "--model");
     wrong_usage("bench --model lenet5 --threads 0", "--threads");
     wrong_usage("bench --model lenet5 --device gpu", "expected auto, cpu, cuda, cuda:N or metal");
@@ -84,6 +85,13 @@ fn images_of_a_wrong_size_are_refused() {
     fails("summary lenet5 --image-size 4", &["lenet5 cannot take images of 4x4 pixels"]);
     fails("bench --model caffe_lenet --image-size 2", &["2x2"]);
     fails(&format!("train --model lenet5 --dataset shapes --image-size 4 {TINY}"), &["4x4"]);
+}
+
+/// What cannot be had in one piece is refused by the system; what it lends too freely no program hears of.
+#[test]
+fn images_that_do_not_fit_in_memory_are_refused() {
+    fails("bench --model lenet5 --batch-size 1000000000000", &["no memory", "smaller images or batches"]);
+    fails("summary mlp --image-size 1000000", &["no memory", "smaller images or batches"]);
 }
 
 #[test]

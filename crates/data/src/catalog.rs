@@ -288,6 +288,9 @@ impl CatalogEntry {
 /// classes or a class no images, or a download fails.
 pub fn open(name: &str, split: Split, data_dir: Option<&Path>, seed: u64) -> Result<Dataset> {
     let entry = CatalogEntry::find(name)?;
+    if let Some(dir) = data_dir.filter(|dir| entry.needs_files && !dir.is_dir()) {
+        return Err(Error::NotFound { what: format!("folder of {name}"), looked_for: vec![dir.to_owned()] });
+    }
     let meta = entry.meta();
     let [c, h, w] = entry.shape;
     let (pixels, labels) = match (entry.format, data_dir) {

@@ -4,7 +4,54 @@
 //! them back to the kernel, which clears fresh pages for the next step; mimalloc, told to keep what it has,
 //! does not.
 
-pub use mimalloc::MiMalloc;
+use mimalloc::MiMalloc;
+use std::alloc::{GlobalAlloc, Layout};
+
+/// mimalloc, for a program to take as its global allocator. Where memory cannot be had the process ends with
+/// one line on stderr and exit code 1, where Rust's own answer is to abort; so nobody gets to see a failed
+/// allocation, `Vec::try_reserve` included.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Allocator;
+
+#[expect(unsafe_code, reason = "allocators are")]
+// SAFETY: every call is handed on as it is, to an allocator that keeps the contract.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the contract.
+        granted(unsafe { MiMalloc.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the contract.
+        granted(unsafe { MiMalloc.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller keeps the contract.
+        granted(unsafe { MiMalloc.realloc(ptr, layout, new_size) }, new_size)
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { MiMalloc.dealloc(ptr, layout) }
+    }
+}
+
+/// Hands on a pointer that is one.
+#[inline]
+fn granted(ptr: *mut u8, size: usize) -> *mut u8 {
+    if ptr.is_null() {
+        refused(size);
+    }
+    ptr
+}
+
+#[cold]
+fn refused(size: usize) -> ! {
+    // Written to stderr piece by piece, which allocates nothing.
+    eprintln!("error: there is no memory for {size} bytes more; smaller images or batches need less");
+    std::process::exit(1)
+}
 
 /// `mi_option_purge_delay` of mimalloc's header; the binding lacks its name. It stands just before
 /// `use_numa_nodes`, in version 2 as in version 3.
