@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use zoo_data::{Loader, LoaderConfig, Split};
-use zoo_trainer::{Checkpoint, ClassAccuracy, DATA_SEED, evaluate};
+use zoo_trainer::{ClassAccuracy, DATA_SEED, evaluate};
 
 /// Skipped images that are named one by one.
 const WARNINGS: usize = 10;
@@ -70,24 +70,22 @@ struct Evaluation {
 pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
     let (device, dtype) = (common.device()?, common.dtype()?);
     let split = if args.split == "train" { Split::Train } else { Split::Test };
-    let trained_on = args.checkpoint.as_deref().and_then(run_config);
-    let name = match (&args.dataset, &args.checkpoint) {
+    let found = args.foreign.read(args.checkpoint.as_deref())?;
+    let name = match (&args.dataset, found.dataset()) {
         (Some(name), _) => name.clone(),
-        (None, Some(path)) => Checkpoint::open(path)?.meta.dataset,
-        (None, None) => match args.foreign.dataset()? {
-            Some(entry) => entry.name.into(),
-            None => {
-                bail!("these weights do not say what they were trained on; name a data set with --dataset")
-            }
-        },
+        (None, Some(entry)) => entry.name.to_string(),
+        (None, None) => {
+            bail!("it is not known what these weights were trained on; name a data set with --dataset")
+        }
     };
+    let run = args.checkpoint.as_deref().and_then(run_config);
     let data_dir = args
         .data_dir
         .clone()
-        .or_else(|| trained_on.filter(|config| config.dataset == name).and_then(|config| config.data_dir));
+        .or_else(|| run.filter(|config| config.dataset == name).and_then(|config| config.data_dir));
     let dataset = zoo_data::open(&name, split, data_dir.as_deref(), DATA_SEED)?;
     let dataset = args.limit_test.map_or(dataset.clone(), |n| dataset.limit(n, DATA_SEED));
-    let trained = args.foreign.open(args.checkpoint.as_deref(), Some(dataset.meta()), &device, printer)?;
+    let trained = found.open(&args.foreign, Some(dataset.meta()), &device, printer)?;
     let (meta, input) = (&trained.meta, &trained.meta.input);
     let classes = dataset.meta().classes.len();
     if classes > meta.num_classes {

@@ -78,12 +78,15 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         Some((checkpoint, images)) if !images.is_empty() => (Some(checkpoint.as_path()), images),
         _ => usage_error("predict", "there is no picture to predict: name one after the run or checkpoint"),
     };
+    let found = args.foreign.read(checkpoint)?;
+    // A checkpoint has the names of its classes; weights from elsewhere have those of their data set.
     let dataset = match &args.dataset {
         Some(name) => Some(CatalogEntry::find(name)?),
-        None => args.foreign.dataset()?,
+        None if checkpoint.is_none() => found.dataset(),
+        None => None,
     };
     let dataset = dataset.map(CatalogEntry::meta);
-    let trained = args.foreign.open(checkpoint, dataset.as_ref(), &device, printer)?;
+    let trained = found.open(&args.foreign, dataset.as_ref(), &device, printer)?;
     let network = Network { trained, dtype, device };
     let mut answers = Vec::with_capacity(images.len());
     for images in images.chunks(BATCH) {

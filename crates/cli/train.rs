@@ -193,3 +193,15 @@ fn shell_word(path: &Path) -> String {
         format!("'{}'", text.replace('\'', "'\\''"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_for_a_shell() {
+        assert_eq!(shell_word(Path::new("runs/lenet5-shapes-1")), "runs/lenet5-shapes-1");
+        assert_eq!(shell_word(Path::new("my runs/it's")), "'my runs/it'\\''s'");
+        assert_eq!(shell_word(Path::new("")), "''");
+    }
+}

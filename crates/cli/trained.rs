@@ -36,6 +36,17 @@ pub(crate) struct Foreign {
     resize: Option<usize>,
 }
 
+/// Weights as they were found, before it is said what they are used on.
+pub(crate) struct Found {
+    path: PathBuf,
+    spec: &'static Spec,
+    weights: StateDict,
+    /// What a checkpoint says of itself.
+    meta: Option<CheckpointMeta>,
+    /// What is published about weights that say nothing.
+    published: Option<WeightFile>,
+}
+
 /// A network with its weights.
 pub(crate) struct Trained {
     /// The network.
@@ -45,96 +56,25 @@ pub(crate) struct Trained {
 }
 
 impl Foreign {
-    /// The network: that of `--model` and `--weights`, or of the run or checkpoint at `path`. `dataset` is the
-    /// one in question, if there is one.
+    /// Reads the weights: those of `--model` and `--weights`, or of the run or checkpoint at `path`.
     ///
     /// # Errors
-    /// If neither is given, or the file cannot be read or does not fit.
-    pub(crate) fn open(
-        &self,
-        path: Option<&Path>,
-        dataset: Option<&Meta>,
-        device: &Device,
-        printer: &Printer,
-    ) -> Result<Trained> {
-        let Checkpoint { path, mut meta, weights } = match (path, &self.model, &self.weights) {
-            (_, Some(model), Some(weights)) => self.describe(model, weights, dataset, printer)?,
-            (Some(path), ..) => Checkpoint::open(path)?,
+    /// If neither is given, there is no such model, or the file cannot be read.
+    pub(crate) fn read(&self, path: Option<&Path>) -> Result<Found> {
+        match (path, &self.model, &self.weights) {
+            (_, Some(model), Some(path)) => {
+                let spec = zoo::find(model)?;
+                let (weights, published) = (weights::read(path)?, published(spec, path)?);
+                Ok(Found { path: path.clone(), spec, weights, meta: None, published })
+            }
+            (Some(path), ..) => {
+                let Checkpoint { path, meta, weights } = Checkpoint::open(path)?;
+                let spec =
+                    zoo::find(&meta.model).with_context(|| format!("cannot use {}", path.display()))?;
+                Ok(Found { path, spec, weights, meta: Some(meta), published: None })
+            }
             _ => bail!("name a run or a checkpoint, or give --model and --weights"),
-        };
-        printer.detail(format!("weights from {}", path.display()));
-        self.change(&mut meta.input, dataset)?;
-        let size = (meta.input.image_size, meta.input.image_size);
-        let model = build(zoo::find(&meta.model)?, &weights, size, device)
-            .with_context(|| format!("cannot use {}", path.display()))?;
-        if meta.input.in_chans != model.config().in_chans {
-            let (says, has) = (meta.input.in_chans, model.config().in_chans);
-            bail!("{}: its metadata has {says} channels, its weights have {has}", path.display());
         }
-        Ok(Trained { model, meta })
-    }
-
-    /// The data set that the weights were trained on, where that is published.
-    ///
-    /// # Errors
-    /// If there is no such model.
-    pub(crate) fn dataset(&self) -> Result<Option<&'static CatalogEntry>> {
-        let (Some(model), Some(path)) = (&self.model, &self.weights) else { return Ok(None) };
-        let known = published(zoo::find(model)?, path)?;
-        Ok(known.and_then(|file| CatalogEntry::find(&file.dataset).ok()))
-    }
-
-    /// What a checkpoint would say of weights that say nothing: what is published about the file, else what
-    /// suits the data set, else ImageNet.
-    fn describe(
-        &self,
-        model: &str,
-        path: &Path,
-        dataset: Option<&Meta>,
-        printer: &Printer,
-    ) -> Result<Checkpoint> {
-        let spec = zoo::find(model)?;
-        let weights = weights::read(path)?;
-        let known = published(spec, path)?;
-        let side = match (self.image_size, &known, dataset.filter(|meta| meta.fixed_size)) {
-            (Some(size), ..) => size,
-            (None, _, Some(meta)) => meta.shape[1],
-            (None, Some(file), None) => file.preprocessing.image_size,
-            (None, None, None) => spec.input[1],
-        };
-        let config = infer_config(spec, &weights, (side, side))
-            .with_context(|| format!("cannot use {}", path.display()))?;
-        let channels = config.in_chans;
-        let (mean, std) = match (&known, dataset) {
-            (Some(WeightFile { preprocessing: Preprocessing { mean, std, .. }, tag, .. }), _) => {
-                printer
-                    .note(format!("these seem to be the weights '{tag}': normalising as their authors do"));
-                (mean.clone(), std.clone())
-            }
-            (None, Some(meta)) if meta.mean.len() == channels => (meta.mean.clone(), meta.std.clone()),
-            // Both are about to be replaced.
-            _ if self.mean.is_some() && self.std.is_some() => Default::default(),
-            _ if channels == 3 => {
-                printer.note("normalising with ImageNet's statistics; --mean and --std change that");
-                (IMAGENET.0.to_vec(), IMAGENET.1.to_vec())
-            }
-            _ => bail!("say with --mean and --std how the images for these weights were normalised"),
-        };
-        let resize = known
-            .and_then(|file| file.preprocessing.resize.filter(|_| file.preprocessing.image_size == side));
-        let usual = preprocess(dataset, side, channels).resize;
-        let meta = CheckpointMeta {
-            model: spec.name.into(),
-            num_classes: config.num_classes,
-            classes: dataset.map(|meta| meta.classes.clone()).unwrap_or_default(),
-            input: Input { in_chans: channels, image_size: side, resize: resize.unwrap_or(usual), mean, std },
-            dataset: dataset.map(|meta| meta.name.clone()).unwrap_or_default(),
-            epoch: 0,
-            step: 0,
-            metrics: None,
-            zoo_version: env!("CARGO_PKG_VERSION").into(),
-        };
-        Ok(Checkpoint { path: path.to_path_buf(), meta, weights })
     }
 
     /// Applies what the options say of the input.
@@ -150,6 +90,104 @@ impl Foreign {
         }
         input.preprocess().check()?;
         check_statistics(input)
+    }
+}
+
+impl Found {
+    /// The data set that the network was trained on, as far as one of the catalogue is known.
+    pub(crate) fn dataset(&self) -> Option<&'static CatalogEntry> {
+        let of_checkpoint = self.meta.as_ref().map(|meta| &meta.dataset);
+        let name = of_checkpoint.or_else(|| self.published.as_ref().map(|file| &file.dataset));
+        name.and_then(|name| CatalogEntry::find(name).ok())
+    }
+
+    /// Builds the network, for pictures of `dataset` where it is known whose they are.
+    ///
+    /// # Errors
+    /// If the weights are not exactly those of the model, or it is not known how its input is normalised.
+    pub(crate) fn open(
+        mut self,
+        options: &Foreign,
+        dataset: Option<&Meta>,
+        device: &Device,
+        printer: &Printer,
+    ) -> Result<Trained> {
+        let mut meta = match self.meta.take() {
+            Some(meta) => meta,
+            None => self.describe(options, dataset, printer)?,
+        };
+        options.change(&mut meta.input, dataset)?;
+        let Self { path, spec, weights, .. } = self;
+        printer.detail(format!("weights from {}", path.display()));
+        let size = (meta.input.image_size, meta.input.image_size);
+        let model =
+            build(spec, &weights, size, device).with_context(|| format!("cannot use {}", path.display()))?;
+        if meta.input.in_chans != model.config().in_chans {
+            let (says, has) = (meta.input.in_chans, model.config().in_chans);
+            bail!("{}: its metadata has {says} channels, its weights have {has}", path.display());
+        }
+        Ok(Trained { model, meta })
+    }
+
+    /// What a checkpoint would say of weights that say nothing: what is published about them, else what suits
+    /// the data set, else ImageNet.
+    fn describe(
+        &self,
+        options: &Foreign,
+        dataset: Option<&Meta>,
+        printer: &Printer,
+    ) -> Result<CheckpointMeta> {
+        let published = self.published.as_ref().map(|file| &file.preprocessing);
+        let side = match (options.image_size, dataset.filter(|meta| meta.fixed_size), published) {
+            (Some(size), ..) => size,
+            (None, Some(meta), _) => meta.shape[1],
+            (None, None, Some(published)) => published.image_size,
+            (None, None, None) => self.spec.input[1],
+        };
+        let config = infer_config(self.spec, &self.weights, (side, side))
+            .with_context(|| format!("cannot use {}", self.path.display()))?;
+        let in_chans = config.in_chans;
+        let (mean, std) = self.statistics(options, dataset, in_chans, printer)?;
+        let resize = published.filter(|published| published.image_size == side).and_then(|p| p.resize);
+        let resize = resize.unwrap_or_else(|| preprocess(dataset, side, in_chans).resize);
+        Ok(CheckpointMeta {
+            model: self.spec.name.into(),
+            num_classes: config.num_classes,
+            classes: dataset.map(|meta| meta.classes.clone()).unwrap_or_default(),
+            input: Input { in_chans, image_size: side, resize, mean, std },
+            dataset: dataset.map(|meta| meta.name.clone()).unwrap_or_default(),
+            epoch: 0,
+            step: 0,
+            metrics: None,
+            zoo_version: env!("CARGO_PKG_VERSION").into(),
+        })
+    }
+
+    /// Mean and standard deviation of each channel.
+    fn statistics(
+        &self,
+        options: &Foreign,
+        dataset: Option<&Meta>,
+        in_chans: usize,
+        printer: &Printer,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
+        match (&self.published, dataset) {
+            // Both are about to be replaced by those given.
+            _ if options.mean.is_some() && options.std.is_some() => Ok((Vec::new(), Vec::new())),
+            (Some(file), _) => {
+                let Preprocessing { mean, std, .. } = &file.preprocessing;
+                let tag = &file.tag;
+                printer
+                    .note(format!("by their name these are the weights '{tag}': normalising as published"));
+                Ok((mean.clone(), std.clone()))
+            }
+            (None, Some(meta)) if meta.mean.len() == in_chans => Ok((meta.mean.clone(), meta.std.clone())),
+            _ if in_chans == IMAGENET.0.len() => {
+                printer.note("normalising with ImageNet's statistics; --mean and --std change that");
+                Ok((IMAGENET.0.to_vec(), IMAGENET.1.to_vec()))
+            }
+            _ => bail!("say with --mean and --std how the images for these weights were normalised"),
+        }
     }
 }
 

@@ -139,7 +139,7 @@ fn divergence_names_step_rate_and_checkpoint() {
 
 #[test]
 fn files_of_data_sets_are_checked() {
-    fails("eval --model lenet5 --weights text.safetensors --dataset mnist --data-dir nowhere", &["nowhere"]);
+    fails("data show mnist --data-dir nowhere", &["folder of mnist not found; looked for nowhere"]);
     let shell = Shell::new();
     shell.write("cifar/data_batch_1.bin", vec![0; 3000]);
     let error = shell.zoo("train --model lenet5 --dataset cifar10 --data-dir cifar").error().to_string();
