@@ -16,8 +16,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 5] = [
 
 /// Crates that one package alone may use: arguments, untyped errors and bars are the command's business,
 /// kernels that of the operators.
-const ONLY_IN: [(&str, &str); 4] =
-    [("clap", "zoo-cli"), ("anyhow", "zoo-cli"), ("indicatif", "zoo-cli"), ("gemm", "zoo-ops")];
+const ONLY_IN: [(&str, &str); 3] = [("clap", "zoo-cli"), ("anyhow", "zoo-cli"), ("indicatif", "zoo-cli")];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

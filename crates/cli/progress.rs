@@ -181,7 +181,7 @@ fn schedule(c: &TrainConfig) -> String {
     }
     if c.warmup_epochs > 0.0 {
         let epochs = if c.warmup_epochs == 1.0 { "epoch" } else { "epochs" };
-        text += &format!(", warm-up over {} {epochs}", c.warmup_epochs);
+        text += &format!(", warm-up over {} {epochs}", (c.warmup_epochs * 1000.0).round() / 1000.0);
     }
     text
 }

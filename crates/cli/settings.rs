@@ -76,7 +76,7 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "KIND", help_heading = "Optimisation")]
     #[arg(value_parser = ["cosine", "step", "linear", "onecycle", "constant"])]
     schedule: Option<String>,
-    /// Epochs in which the learning rate rises from zero; need not be whole
+    /// Epochs in which the learning rate rises; need not be whole [default: the recipe's share of the run]
     #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     warmup_epochs: Option<f64>,
     /// Where the step schedule lowers the rate, as shares of the run, e.g. 0.5,0.75

@@ -1,5 +1,6 @@
 //! The two element types of the CPU kernels, and access to the slices behind candle tensors.
 
+use crate::simd::multiversion;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
 use half::bf16;
 use std::ops::Deref;
@@ -65,6 +66,33 @@ impl Element for bf16 {
         match storage {
             CpuStorage::BF16(v) => Some(v),
             _ => None,
+        }
+    }
+}
+
+/// Widens as many elements as both sides have.
+#[inline(always)]
+pub(crate) fn load<T: Element>(out: &mut [f32], xs: &[T]) {
+    match T::as_f32(xs) {
+        // A copy of known length is one call.
+        Some(xs) if xs.len() == out.len() => out.copy_from_slice(xs),
+        _ => widen(out, xs),
+    }
+}
+
+multiversion! {
+    fn widen<T: Element>(out: &mut [f32], xs: &[T]) {
+        for (o, &x) in out.iter_mut().zip(xs) {
+            *o = x.to_f32();
+        }
+    }
+}
+
+multiversion! {
+    /// Rounds as many elements as both sides have.
+    pub(crate) fn store<T: Element>(out: &mut [T], xs: &[f32]) {
+        for (o, &x) in out.iter_mut().zip(xs) {
+            *o = T::from_f32(x);
         }
     }
 }

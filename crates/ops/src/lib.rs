@@ -5,7 +5,7 @@
 //!
 //! * a **reference** (`<op>/reference.rs`), composed of candle's own sound differentiable operations. It runs
 //!   on every device and in f64, and is what the tests trust;
-//! * a **CPU path** (`<op>/cpu.rs`) for f32 and bf16, on `gemm` and rayon.
+//! * a **CPU path** (`<op>/cpu.rs`) for f32 and bf16, on kernels of its own and rayon.
 //!
 //! [`dispatch::path`] chooses between them. All operators take and give a [`FeatureMap`]; parameters are
 //! ordinary candle tensors in PyTorch's shapes.

@@ -2,7 +2,7 @@
 //! sums are formed in the same order whatever that number is.
 
 use rayon::prelude::*;
-use std::cell::Cell;
+use std::cell::RefCell;
 
 /// Uses `threads` threads for all CPU computation of this process, candle's own included. Must be called
 /// before the first tensor operation.
@@ -45,14 +45,14 @@ pub(crate) fn buffer<T: Clone + Default>(len: usize) -> Vec<T> {
 /// kernels do not fault in fresh pages each time.
 pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local! {
-        static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+        static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
     }
-    // Taken out while in use, so that a nested call gets a buffer of its own.
-    let mut scratch = SCRATCH.take();
+    // Taken out while in use, so that a nested call gets another one.
+    let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
     if scratch.len() < len {
         scratch.resize(len, 0.0);
     }
     let result = f(&mut scratch[..len]);
-    SCRATCH.set(scratch);
+    SCRATCH.with_borrow_mut(|free| free.push(scratch));
     result
 }

@@ -75,3 +75,15 @@ fn f32_kernels_equal_the_reference() -> Result<()> {
 fn bf16_kernels_equal_the_reference() -> Result<()> {
     run_all(DType::BF16, 1.5e-2, l2_error)
 }
+
+/// The other instruction sets of this machine, each in a process of its own, since the choice is made once.
+#[test]
+fn lower_instruction_sets_equal_the_reference() {
+    let program = std::env::current_exe().expect("a test knows its program");
+    for set in ["portable", "avx2"] {
+        let mut tests = std::process::Command::new(&program);
+        let output = tests.arg("_kernels_equal").env("ZOO_INSTRUCTION_SET", set).output();
+        let output = output.expect("the program of a test runs again");
+        assert!(output.status.success(), "{set}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}

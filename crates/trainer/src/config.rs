@@ -169,6 +169,20 @@ impl Default for TrainConfig {
     }
 }
 
+/// Keeps the share of the run that is warm-up where `upper` changes the number of epochs only.
+fn scale_warmup(table: &mut toml::Table, upper: &toml::Table) {
+    let number = |value: &toml::Value| value.as_float().or_else(|| value.as_integer().map(|n| n as f64));
+    let in_upper = |key: &str| upper.get(key).and_then(number);
+    let (Some(epochs), None) = (in_upper("epochs"), in_upper("warmup_epochs")) else { return };
+    let defaults = TrainConfig::default();
+    let below = |key: &str, default: f64| table.get(key).and_then(number).unwrap_or(default);
+    let (of, warmup) =
+        (below("epochs", defaults.epochs as f64), below("warmup_epochs", defaults.warmup_epochs));
+    if of > 0.0 {
+        table.insert("warmup_epochs".into(), (warmup * epochs / of).into());
+    }
+}
+
 /// Settings that a resumed run may change: they do not touch the weights.
 const CHANGEABLE: [&str; 4] = ["data_dir", "threads", "log_every", "save_every"];
 
@@ -182,13 +196,9 @@ impl TrainConfig {
     /// # Errors
     /// Names the key that is unknown, missing, of the wrong type or out of range.
     pub fn resolve(recipe: Option<&Path>, flags: &toml::Table) -> Result<Self> {
-        let mut explicit = toml::Table::new();
-        if let Some(path) = recipe {
-            explicit.extend(read_table(path)?);
-        }
+        let recipe = recipe.map(read_table).transpose()?.unwrap_or_default();
         check_keys(flags, "the command line")?;
-        explicit.extend(flags.clone());
-        let text = |key: &str| explicit.get(key).and_then(toml::Value::as_str);
+        let text = |key: &str| flags.get(key).or_else(|| recipe.get(key)).and_then(toml::Value::as_str);
         let Some(model) = text("model") else {
             return Err(Error::config("model", "not given; `zoo list` shows all models"));
         };
@@ -196,7 +206,10 @@ impl TrainConfig {
         let default_dataset = Self::default().dataset;
         let dataset = text("dataset").unwrap_or(&default_dataset);
         let mut table = recipes::defaults(family, model, dataset)?;
-        table.extend(explicit);
+        for upper in [&recipe, flags] {
+            scale_warmup(&mut table, upper);
+            table.extend(upper.clone());
+        }
         Self::from_table(table, "settings")
     }
 

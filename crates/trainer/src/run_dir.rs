@@ -5,6 +5,7 @@ use serde::Serialize;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The files of a run: see the constants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,14 +100,17 @@ pub(crate) struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens or creates the log without changing it.
+    /// Opens or creates the log without changing it, and locks it where the file system has locks.
     pub(crate) fn open(dir: &RunDir) -> Result<Self> {
         let path = dir.file(RunDir::METRICS);
         let file = OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(&path))?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy(dir.path().to_path_buf())),
-            // Some file systems have no locks; then nothing guards against a second process.
-            Ok(()) | Err(TryLockError::Error(_)) => {}
+        // A process that has just ended, or one that this one is starting, may hold the lock for a moment.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while let Err(TryLockError::WouldBlock) = file.try_lock() {
+            if Instant::now() > deadline {
+                return Err(Error::Busy(dir.path().to_path_buf()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
         let len = file.metadata().map_err(Error::io(&path))?.len();
         Ok(Self { file, path, len })

@@ -76,6 +76,21 @@ fn flags_beat_the_recipe_and_the_recipe_the_defaults() {
     assert_eq!(TrainConfig::resolve(Some(&recipe), &Table::new()).unwrap(), config);
 }
 
+/// A run of another length warms up for the same share of it, unless told how long.
+#[test]
+fn warmup_follows_the_epochs() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.toml");
+    std::fs::write(&recipe, "model = \"lenet5\"\nepochs = 20\nwarmup_epochs = 3").unwrap();
+    let warmup = |flags: &str| TrainConfig::resolve(Some(&recipe), &table(flags)).unwrap().warmup_epochs;
+    assert_eq!(warmup(""), 3.0);
+    assert_eq!(warmup("epochs = 1"), 0.15);
+    assert_eq!(warmup("epochs = 1\nwarmup_epochs = 1"), 1.0);
+    let of_defaults = TrainConfig::resolve(None, &table("model = \"mlp\"\nepochs = 5")).unwrap();
+    let defaults = TrainConfig::default();
+    assert_eq!(of_defaults.warmup_epochs, defaults.warmup_epochs * 5.0 / defaults.epochs as f64);
+}
+
 #[test]
 fn mistakes_are_named() {
     let unknown = refused("model = \"mlp\"\nlerning_rate = 1.0");

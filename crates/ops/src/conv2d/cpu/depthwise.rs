@@ -1,7 +1,7 @@
 //! Depthwise convolution: one channel per group, vectorised over channels.
 
 use super::super::Geometry;
-use crate::element::Element;
+use crate::element::{Element, store};
 use crate::parallel::{buffer, chunks, map};
 use crate::simd::multiversion;
 
@@ -145,14 +145,6 @@ multiversion! {
             for ((t, &x), &y) in tap.iter_mut().zip(x).zip(dy) {
                 *t += x.to_f32() * y.to_f32();
             }
-        }
-    }
-}
-
-multiversion! {
-    fn store<T: Element>(out: &mut [T], sums: &[f32]) {
-        for (o, &s) in out.iter_mut().zip(sums) {
-            *o = T::from_f32(s);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod depthwise;
 mod gemm;
+mod product;
 mod winograd;
 
 use super::Geometry;
@@ -118,6 +119,34 @@ fn backward<T: Element>(
         _ => None,
     };
     Ok((dx, dw, db))
+}
+
+/// Fills weights [channel][c_in][tap] from their columns: `column(ci, tap, lanes)` adds to one value for each
+/// channel.
+pub(super) fn from_columns(
+    out: &mut [f32],
+    c_in: usize,
+    taps: usize,
+    mut column: impl FnMut(usize, usize, &mut [f32]),
+) {
+    /// Input channels that are turned round together, in cache.
+    const STEP: usize = 16;
+    let channels = out.len() / (c_in * taps);
+    let mut lanes = vec![0f32; channels];
+    let mut turned = vec![0f32; channels * STEP * taps];
+    for first in (0..c_in).step_by(STEP) {
+        let len = STEP.min(c_in - first) * taps;
+        for i in 0..len {
+            lanes.fill(0.0);
+            column(first + i / taps, i % taps, &mut lanes);
+            for (out, &lane) in turned[i..].iter_mut().step_by(STEP * taps).zip(&lanes) {
+                *out = lane;
+            }
+        }
+        for (out, turned) in out.chunks_exact_mut(c_in * taps).zip(turned.chunks_exact(STEP * taps)) {
+            out[first * taps..][..len].copy_from_slice(&turned[..len]);
+        }
+    }
 }
 
 multiversion! {

@@ -5,21 +5,29 @@
 //! Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A. The elementwise products of all tiles and channels are one matrix product for
 //! each of the 36 positions. The weight gradient is the exact adjoint, Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ d B) ] G, summed
 //! over tiles.
+//!
+//! While the transformed filters are small, a task takes a few tiles through all three steps, which stay in its
+//! cache; beyond that, the steps follow each other over all tiles, and tasks share the positions out.
 
 mod transform;
 
 use super::super::Geometry;
-use super::gemm::{Matrix, multiply};
+use super::from_columns;
+use super::product::{Left, Out, multiply, panel_width};
 use crate::element::Element;
 use crate::parallel::{buffer, chunks, with_scratch};
 use rayon::prelude::*;
 use std::ops::Range;
 use transform::{
-    Target, Window, from_filter_gradient, input_tile, output_gradient_tile, output_tile, to_filter,
+    Target, Window, from_filter_gradients, input_tile, output_gradient_tile, output_tile, to_filters,
 };
 
 /// Positions of a transformed tile: 6×6.
 const POSITIONS: usize = 36;
+
+/// Elements between the data of neighbouring positions. A transform writes to all of them at once, and those a
+/// power of two apart would share a few sets of the cache.
+const GAP: usize = 16;
 
 /// Whether this kernel is the quickest for a geometry. Below some sixty channels the transforms cost what the
 /// products save, and with few tiles a transformed filter is used too rarely to be worth reading.
@@ -28,7 +36,55 @@ pub(super) fn serves(g: &Geometry) -> bool {
     let shape = w.kernel == (3, 3) && w.stride == (1, 1) && w.dilation == (1, 1) && g.groups == 1;
     let padding = w.padding.0 <= 2 && w.padding.1 <= 2;
     let tiles = g.n * g.out.0.div_ceil(4) * g.out.1.div_ceil(4);
-    shape && padding && g.c_in >= 48 && g.c_out >= 48 && tiles >= 96
+    shape && padding && g.c_in >= 48 && g.c_out >= 48 && tiles >= 24
+}
+
+/// Transformed data of a set of tiles: [position][block of channels][tile][channel of the block], neighbouring
+/// positions [`GAP`] further apart.
+#[derive(Debug, Clone, Copy)]
+struct Store {
+    tiles: usize,
+    channels: usize,
+    /// Channels of a block.
+    block: usize,
+}
+
+impl Store {
+    /// All channels of a tile together.
+    fn by_tile(tiles: usize, channels: usize) -> Self {
+        Self { tiles, channels, block: channels }
+    }
+
+    /// A panel's width of channels of each tile together.
+    fn by_panel(tiles: usize, channels: usize) -> Self {
+        Self { tiles, channels, block: panel_width() }
+    }
+
+    /// The same for so many tiles.
+    fn of(self, tiles: usize) -> Self {
+        Self { tiles, ..self }
+    }
+
+    fn block_len(&self) -> usize {
+        self.tiles * self.block
+    }
+
+    fn blocks(&self) -> usize {
+        self.channels.div_ceil(self.block)
+    }
+
+    fn position_len(&self) -> usize {
+        self.blocks() * self.block_len() + GAP
+    }
+
+    fn len(&self) -> usize {
+        POSITIONS * self.position_len()
+    }
+
+    /// Where a tile's channel lies in a position's data.
+    fn at(&self, tile: usize, channel: usize) -> usize {
+        channel / self.block * self.block_len() + tile * self.block + channel % self.block
+    }
 }
 
 /// The tiles of a batch. A *strip* is a row of tiles of one image: up to four whole rows of pixels.
@@ -49,15 +105,11 @@ impl Tiles {
         self.images * self.strips * self.columns
     }
 
-    /// Strips for one task of a transform: some 32 tiles.
-    fn strips_per_task(&self) -> usize {
-        32usize.div_ceil(self.columns)
-    }
-
-    /// The strips of each task.
-    fn tasks(&self) -> impl Iterator<Item = Range<usize>> {
-        let (total, step) = (self.images * self.strips, self.strips_per_task());
-        (0..total).step_by(step).map(move |first| first..(first + step).min(total))
+    /// Tasks of whole strips with some `tiles` tiles each.
+    fn tasks(&self, tiles: usize) -> Vec<Range<usize>> {
+        let total = self.images * self.strips;
+        let tasks = (self.count() / tiles.max(1)).clamp(1, total.max(1));
+        (0..tasks).map(|i| total * i / tasks..total * (i + 1) / tasks).collect()
     }
 
     /// Calls `f(tile of the task, image, row and column of the first output pixel)` for each tile of strips.
@@ -71,144 +123,389 @@ impl Tiles {
     }
 }
 
-/// Applies a transform to every tile; `out` is [position][tile][channel].
-fn transform_tiles(
-    tiles: &Tiles,
+/// What a transform reads: maps [n, height, width, channels] and the offset of the first tile.
+#[derive(Clone, Copy)]
+struct Source<'a, T> {
+    maps: &'a [T],
+    size: (usize, usize),
     channels: usize,
-    out: &mut [f32],
-    transform: impl Fn(usize, (usize, usize), &mut [&mut [f32]], usize) + Sync,
-) {
-    // Each task gets its own tiles' part of every position.
-    let step = tiles.strips_per_task() * tiles.columns * channels;
-    let mut parts: Vec<(Range<usize>, Vec<&mut [f32]>)> =
-        tiles.tasks().map(|strips| (strips, Vec::with_capacity(POSITIONS))).collect();
-    for position in out.chunks_exact_mut(tiles.count() * channels) {
-        for ((_, slices), slice) in parts.iter_mut().zip(position.chunks_mut(step)) {
-            slices.push(slice);
-        }
+    offset: (usize, usize),
+}
+
+impl<'a, T: Element> Source<'a, T> {
+    fn window(&self, image: usize, (y, x): (usize, usize)) -> Window<'a, T> {
+        let len = self.size.0 * self.size.1 * self.channels;
+        let corner = (y as isize - self.offset.0 as isize, x as isize - self.offset.1 as isize);
+        Window { image: &self.maps[image * len..][..len], size: self.size, corner, channels: self.channels }
     }
-    parts.into_par_iter().for_each(|(strips, mut slices)| {
-        tiles.for_each(strips, |tile, image, corner| transform(image, corner, &mut slices, tile * channels));
-    });
 }
 
-/// Bᵀ d B of every tile, as [position][tile]\[c_in\].
-fn transform_inputs<T: Element>(g: &Geometry, tiles: &Tiles, xs: &[T], out: &mut [f32]) {
-    let len = g.size.0 * g.size.1 * g.c_in;
-    let (py, px) = (g.window.padding.0 as isize, g.window.padding.1 as isize);
-    transform_tiles(tiles, g.c_in, out, |image, (y, x), out, at| {
-        let corner = (y as isize - py, x as isize - px);
-        let window = Window { image: &xs[image * len..][..len], size: g.size, corner };
-        input_tile(window, out, at, g.c_in);
-    });
-}
-
-/// A dy Aᵀ of every tile, as [position][tile]\[c_out\].
-fn transform_output_gradients<T: Element>(g: &Geometry, tiles: &Tiles, dys: &[T], out: &mut [f32]) {
-    let len = g.out.0 * g.out.1 * g.c_out;
-    transform_tiles(tiles, g.c_out, out, |image, (y, x), out, at| {
-        let window =
-            Window { image: &dys[image * len..][..len], size: g.out, corner: (y as isize, x as isize) };
-        output_gradient_tile(window, out, at, g.c_out);
-    });
-}
-
-/// Transformed filters as [c_out][position]\[c_in\], rounded as `T` stores them; `tap` gives a filter's value for
-/// (c_out, c_in, tap).
-fn filters<T: Element>(
+/// The filters of a convolution. The taps for (c_in, c_out) start at `c_in · steps.0 + c_out · steps.1`, and are
+/// read backwards where the filters are `turned`.
+#[derive(Clone, Copy)]
+struct Filters<'a> {
+    weight: &'a [f32],
     c_in: usize,
     c_out: usize,
-    tap: impl Fn(usize, usize, usize) -> f32 + Sync,
-) -> Vec<f32> {
-    let mut filters = buffer::<f32>(POSITIONS * c_in * c_out);
-    chunks(&mut filters, POSITIONS * c_in, |o, out| {
-        for ci in 0..c_in {
-            let filter = std::array::from_fn(|t| T::round(tap(o, ci, t)));
-            for (position, value) in to_filter(&filter).into_iter().enumerate() {
-                out[position * c_in + ci] = value;
+    steps: (usize, usize),
+    turned: bool,
+}
+
+impl Filters<'_> {
+    fn panels(&self) -> usize {
+        self.c_out.div_ceil(panel_width())
+    }
+
+    /// Elements of a panel of one position.
+    fn panel_len(&self) -> usize {
+        self.c_in * panel_width()
+    }
+
+    /// G g Gᵀ for a panel's channels, rounded as `T` stores weights: `out[position]` is [c_in][panel width].
+    fn transform<T: Element>(&self, panel: usize, out: &mut [&mut [f32]]) {
+        const STEP: usize = 16;
+        let width = panel_width();
+        let channels = panel * width..(panel * width + width).min(self.c_out);
+        // [c_in][tap][panel width] for a few channels at a time, so that both sides stay in cache.
+        let mut taps = vec![0f32; STEP * 9 * width];
+        for first in (0..self.c_in).step_by(STEP) {
+            let inputs = first..(first + STEP).min(self.c_in);
+            for (lane, o) in channels.clone().enumerate() {
+                for (i, ci) in inputs.clone().enumerate() {
+                    let weight = &self.weight[ci * self.steps.0 + o * self.steps.1..][..9];
+                    for (tap, &w) in weight.iter().enumerate() {
+                        let tap = if self.turned { 8 - tap } else { tap };
+                        taps[(i * 9 + tap) * width + lane] = T::round(w);
+                    }
+                }
+            }
+            for (i, ci) in inputs.enumerate() {
+                to_filters(&taps[i * 9 * width..][..9 * width], out, ci * width);
             }
         }
-    });
-    filters
+    }
+
+    /// All panels: [position][panel][c_in][panel width], positions [`GAP`] further apart.
+    fn transform_all<T: Element>(&self) -> Vec<f32> {
+        let (panels, panel_len) = (self.panels(), self.panel_len());
+        let mut out = buffer::<f32>(POSITIONS * (panels * panel_len + GAP));
+        // A task has a panel's part of every position.
+        let mut parts: Vec<Vec<&mut [f32]>> = (0..panels).map(|_| Vec::with_capacity(POSITIONS)).collect();
+        for position in out.chunks_exact_mut(panels * panel_len + GAP) {
+            for (part, slice) in parts.iter_mut().zip(position.chunks_exact_mut(panel_len)) {
+                part.push(slice);
+            }
+        }
+        parts.into_par_iter().enumerate().for_each(|(panel, mut out)| self.transform::<T>(panel, &mut out));
+        out
+    }
 }
 
 pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32]) -> Vec<T> {
-    let filters = filters::<T>(g.c_in, g.c_out, |o, ci, tap| weight[(o * g.c_in + ci) * 9 + tap]);
-    convolve(g, xs, &filters)
+    let (c_in, c_out) = (g.c_in, g.c_out);
+    let filters = Filters { weight, c_in, c_out, steps: (9, c_in * 9), turned: false };
+    Convolution { g, tiles: Tiles::new(g), filters }.run(xs)
 }
 
 /// A convolution of the output gradient with the filters turned round.
 pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Vec<T> {
     let mut window = g.window;
     window.padding = (2 - g.window.padding.0, 2 - g.window.padding.1);
-    let transposed = Geometry { size: g.out, c_in: g.c_out, out: g.size, c_out: g.c_in, window, ..*g };
-    let filters = filters::<T>(g.c_out, g.c_in, |ci, o, tap| weight[(o * g.c_in + ci) * 9 + 8 - tap]);
-    convolve(&transposed, dys, &filters)
+    let (c_in, c_out) = (g.c_out, g.c_in);
+    let transposed = Geometry { size: g.out, c_in, out: g.size, c_out, window, ..*g };
+    let filters = Filters { weight, c_in, c_out, steps: (c_out * 9, 9), turned: true };
+    Convolution { g: &transposed, tiles: Tiles::new(&transposed), filters }.run(dys)
 }
 
-fn convolve<T: Element>(g: &Geometry, xs: &[T], filters: &[f32]) -> Vec<T> {
-    let tiles = Tiles::new(g);
-    let (count, c_in, c_out) = (tiles.count(), g.c_in, g.c_out);
-    with_scratch(POSITIONS * count * (c_in + c_out), |scratch| {
-        let (inputs, products) = scratch.split_at_mut(POSITIONS * count * c_in);
-        transform_inputs(g, &tiles, xs, inputs);
-        chunks(products, count * c_out, |position, product| {
-            let seen = Matrix::new(&inputs[position * count * c_in..], c_in, 1);
-            let weights = Matrix::new(&filters[position * c_in..], 1, POSITIONS * c_in);
-            multiply((count, c_out, c_in), product, c_out, seen, weights, false);
+/// A convolution of stride 1.
+struct Convolution<'a> {
+    g: &'a Geometry,
+    tiles: Tiles,
+    filters: Filters<'a>,
+}
+
+impl Convolution<'_> {
+    /// Tiles of a task: a multiple of what a block of registers holds on every instruction set.
+    const TASK_TILES: usize = 48;
+
+    /// Bytes of transformed filters that a task may read over again for its tiles.
+    const FILTER_BYTES: usize = 3 << 20;
+
+    /// Tiles up to which transformed filters weigh more than they.
+    const FEW_TILES: usize = 64;
+
+    fn run<T: Element>(&self, xs: &[T]) -> Vec<T> {
+        let mut ys = buffer::<T>(self.g.pixels() * self.g.c_out);
+        let source =
+            Source { maps: xs, size: self.g.size, channels: self.g.c_in, offset: self.g.window.padding };
+        let tasks = self.tiles.tasks(Self::TASK_TILES);
+        let (panels, panel_len) = (self.filters.panels(), self.filters.panel_len());
+        if POSITIONS * panels * panel_len * size_of::<f32>() <= Self::FILTER_BYTES {
+            let filters = self.filters.transform_all::<T>();
+            self.split(&mut ys, &tasks).into_par_iter().for_each(|(strips, out)| {
+                self.together(source, &filters, strips, out);
+            });
+            return ys;
+        }
+        let (inputs, products) = self.stores(self.tiles.count());
+        with_scratch(inputs.len() + products.len(), |scratch| {
+            let (seen, result) = scratch.split_at_mut(inputs.len());
+            let all = 0..self.tiles.images * self.tiles.strips;
+            transform(&self.tiles, all, source, inputs, seen, input_tile);
+            if self.tiles.count() <= Self::FEW_TILES {
+                self.by_panel::<T>(seen, inputs, result, products);
+            } else {
+                self.by_position::<T>(seen, inputs, result, products);
+            }
+            self.split(&mut ys, &tasks).into_par_iter().for_each(|(strips, out)| {
+                self.outputs(strips.clone(), result, products, strips.start * self.tiles.columns, out);
+            });
         });
-        transform_outputs(g, &tiles, products)
-    })
-}
-
-/// Aᵀ m A of every tile of products [position][tile]\[c_out\], put together to maps.
-fn transform_outputs<T: Element>(g: &Geometry, tiles: &Tiles, products: &[f32]) -> Vec<T> {
-    let (count, c_out, (ho, wo)) = (tiles.count(), g.c_out, g.out);
-    let mut ys = buffer::<T>(g.pixels() * c_out);
-    // The output rows of each task's strips lie together.
-    let (mut rest, mut parts) = (&mut ys[..], Vec::new());
-    for strips in tiles.tasks() {
-        let rows: usize = strips.clone().map(|strip| (ho - strip % tiles.strips * 4).min(4)).sum();
-        let (part, others) = std::mem::take(&mut rest).split_at_mut(rows * wo * c_out);
-        rest = others;
-        parts.push((strips, part));
+        ys
     }
-    parts.into_par_iter().for_each(|(strips, mut part)| {
-        for strip in strips {
-            let size = (ho - strip % tiles.strips * 4).min(4);
-            let (rows, others) = std::mem::take(&mut part).split_at_mut(size * wo * c_out);
-            part = others;
-            for column in 0..tiles.columns {
-                let tile = strip * tiles.columns + column;
-                let size = (size, (wo - column * 4).min(4));
-                let target = Target { rows, width: wo, column: column * 4, size };
-                output_tile(&products[tile * c_out..], count * c_out, c_out, target);
+
+    /// Each task transforms a panel of filters and uses it up: the filters are the larger side.
+    fn by_panel<T: Element>(&self, seen: &[f32], inputs: Store, result: &mut [f32], products: Store) {
+        let (starts, panel_len) = (starts(inputs), self.filters.panel_len());
+        let mut parts: Vec<_> = (0..products.blocks()).map(|_| Vec::with_capacity(POSITIONS)).collect();
+        for position in result.chunks_exact_mut(products.position_len()) {
+            for (part, slice) in parts.iter_mut().zip(position.chunks_exact_mut(products.block_len())) {
+                part.push(slice);
             }
         }
+        parts.into_par_iter().enumerate().for_each(|(panel, results)| {
+            with_scratch(POSITIONS * (panel_len + GAP), |filters| {
+                let mut filters: Vec<&mut [f32]> = filters.chunks_exact_mut(panel_len + GAP).collect();
+                self.filters.transform::<T>(panel, &mut filters);
+                let seen = seen.chunks_exact(inputs.position_len());
+                for ((result, filters), seen) in results.into_iter().zip(filters).zip(seen) {
+                    self.product(seen, &starts, &filters[..panel_len], result);
+                }
+            });
+        });
+    }
+
+    /// Each task reads a position's tiles over and over, one panel of filters after the other.
+    fn by_position<T: Element>(&self, seen: &[f32], inputs: Store, result: &mut [f32], products: Store) {
+        let (starts, panel_len) = (starts(inputs), self.filters.panel_len());
+        let filters = self.filters.transform_all::<T>();
+        let filters = filters.par_chunks_exact(products.blocks() * panel_len + GAP);
+        let results = result.par_chunks_exact_mut(products.position_len());
+        let seen = seen.par_chunks_exact(inputs.position_len());
+        seen.zip(filters).zip(results).for_each(|((seen, filters), result)| {
+            let results = result.par_chunks_exact_mut(products.block_len());
+            filters.par_chunks_exact(panel_len).zip(results).for_each(|(filters, result)| {
+                self.product(seen, &starts, filters, result);
+            });
+        });
+    }
+
+    fn stores(&self, tiles: usize) -> (Store, Store) {
+        (Store::by_tile(tiles, self.g.c_in), Store::by_panel(tiles, self.g.c_out))
+    }
+
+    /// The output rows of each task's strips, which lie together.
+    fn split<'a, T>(&self, ys: &'a mut [T], tasks: &[Range<usize>]) -> Vec<(Range<usize>, &'a mut [T])> {
+        let ((ho, wo), mut rest) = (self.g.out, ys);
+        let part = |strips: &Range<usize>| {
+            let rows: usize = strips.clone().map(|strip| (ho - strip % self.tiles.strips * 4).min(4)).sum();
+            let (part, others) = std::mem::take(&mut rest).split_at_mut(rows * wo * self.g.c_out);
+            rest = others;
+            (strips.clone(), part)
+        };
+        tasks.iter().map(part).collect()
+    }
+
+    /// All steps for some strips.
+    fn together<T: Element>(
+        &self,
+        source: Source<'_, T>,
+        filters: &[f32],
+        strips: Range<usize>,
+        out: &mut [T],
+    ) {
+        let panel_len = self.filters.panel_len();
+        let (inputs, products) = self.stores(strips.len() * self.tiles.columns);
+        with_scratch(inputs.len() + products.len(), |scratch| {
+            let (seen, result) = scratch.split_at_mut(inputs.len());
+            let mut slices = Vec::with_capacity(POSITIONS);
+            for position in seen.chunks_exact_mut(inputs.position_len()) {
+                slices.push(&mut position[..inputs.block_len()]);
+            }
+            self.tiles.for_each(strips.clone(), |tile, image, corner| {
+                input_tile(source.window(image, corner), &mut slices, inputs, tile);
+            });
+            let starts = starts(inputs);
+            let filters = filters.chunks_exact(self.filters.panels() * panel_len + GAP);
+            let results = result.chunks_exact_mut(products.position_len());
+            for ((seen, filters), result) in
+                seen.chunks_exact(inputs.position_len()).zip(filters).zip(results)
+            {
+                let panels = filters.chunks_exact(panel_len);
+                for (filters, result) in panels.zip(result.chunks_exact_mut(products.block_len())) {
+                    self.product(seen, &starts, filters, result);
+                }
+            }
+            self.outputs(strips, result, products, 0, out);
+        });
+    }
+
+    /// The product of one position for a panel of channels: [tile][panel width].
+    fn product(&self, seen: &[f32], starts: &[usize], filters: &[f32], result: &mut [f32]) {
+        let width = panel_width();
+        let left = Left { data: seen, starts, runs: &[0], run: self.g.c_in, step: 1 };
+        let out = Out { data: result, stride: width, columns: width, accumulate: false };
+        multiply(left, filters, width, out);
+    }
+
+    /// Aᵀ m A of the tiles of some strips, the first of which is tile `first` of `products`.
+    fn outputs<T: Element>(
+        &self,
+        strips: Range<usize>,
+        products: &[f32],
+        store: Store,
+        first: usize,
+        mut out: &mut [T],
+    ) {
+        let (ho, wo) = self.g.out;
+        for (i, strip) in strips.enumerate() {
+            let height = (ho - strip % self.tiles.strips * 4).min(4);
+            let (rows, others) = std::mem::take(&mut out).split_at_mut(height * wo * self.g.c_out);
+            out = others;
+            for column in 0..self.tiles.columns {
+                let size = (height, (wo - column * 4).min(4));
+                let target = Target { rows, width: wo, column: column * 4, size };
+                output_tile(products, store, first + i * self.tiles.columns + column, target);
+            }
+        }
+    }
+}
+
+/// Where each tile starts in a position's data.
+fn starts(store: Store) -> Vec<usize> {
+    (0..store.tiles).map(|tile| store.at(tile, 0)).collect()
+}
+
+/// A transform of one tile into its place in every block of every position: `slices[position * blocks + block]`.
+type Transform<T> = fn(Window<'_, T>, &mut [&mut [f32]], Store, usize);
+
+/// Applies a transform to every tile of some strips, in parallel.
+fn transform<T: Element>(
+    tiles: &Tiles,
+    strips: Range<usize>,
+    source: Source<'_, T>,
+    store: Store,
+    out: &mut [f32],
+    transform: Transform<T>,
+) {
+    const TASK_TILES: usize = 16;
+    // Each task gets its own tiles' part of every block of every position.
+    let step = TASK_TILES.div_ceil(tiles.columns);
+    let tasks: Vec<_> =
+        strips.clone().step_by(step).map(|first| first..(first + step).min(strips.end)).collect();
+    let mut parts: Vec<Vec<&mut [f32]>> = tasks.iter().map(|_| Vec::new()).collect();
+    for position in out.chunks_exact_mut(store.position_len()) {
+        for mut block in position.chunks_exact_mut(store.block_len()).take(store.blocks()) {
+            for (part, strips) in parts.iter_mut().zip(&tasks) {
+                let (slice, rest) = block.split_at_mut(strips.len() * tiles.columns * store.block);
+                part.push(slice);
+                block = rest;
+            }
+        }
+    }
+    tasks.into_par_iter().zip(parts).for_each(|(strips, mut slices)| {
+        tiles.for_each(strips, |tile, image, corner| {
+            transform(source.window(image, corner), &mut slices, store, tile);
+        });
     });
-    ys
 }
 
 pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
-    let tiles = Tiles::new(g);
-    let (count, c_in, c_out) = (tiles.count(), g.c_in, g.c_out);
-    with_scratch(POSITIONS * (count * (c_in + c_out) + c_in * c_out), |scratch| {
-        let (inputs, rest) = scratch.split_at_mut(POSITIONS * count * c_in);
-        let (gradients, products) = rest.split_at_mut(POSITIONS * count * c_out);
-        transform_inputs(g, &tiles, xs, inputs);
-        transform_output_gradients(g, &tiles, dys, gradients);
-        chunks(products, c_out * c_in, |position, product| {
-            let seen = Matrix::new(&inputs[position * count * c_in..], c_in, 1);
-            let moved = Matrix::new(&gradients[position * count * c_out..], 1, c_out);
-            multiply((c_out, c_in, count), product, c_in, moved, seen, false);
+    /// Tiles whose products are summed before they are added to the others: as many as a panel of both sides
+    /// takes of the innermost cache.
+    const SUMMED_TILES: usize = 256;
+    let (tiles, width) = (Tiles::new(g), panel_width());
+    let seen = Source { maps: xs, size: g.size, channels: g.c_in, offset: g.window.padding };
+    let moved = Source { maps: dys, size: g.out, channels: g.c_out, offset: (0, 0) };
+    let (panels, panel_len) = (g.c_out.div_ceil(width), g.c_in * width);
+    let tasks = tiles.tasks(SUMMED_TILES);
+    let most = tasks.iter().map(ExactSizeIterator::len).max().unwrap_or(0) * tiles.columns;
+    let (inputs, gradients) = (Store::by_panel(most, g.c_in), Store::by_panel(most, g.c_out));
+    let mut dw = buffer::<f32>(g.c_out * g.c_in * 9);
+    with_scratch(inputs.len() + gradients.len(), |scratch| {
+        let (input, gradient) = scratch.split_at_mut(inputs.len());
+        let transformed = |strips: &Range<usize>, input: &mut [f32], gradient: &mut [f32]| {
+            let count = strips.len() * tiles.columns;
+            transform(&tiles, strips.clone(), seen, inputs.of(count), input, input_tile);
+            transform(&tiles, strips.clone(), moved, gradients.of(count), gradient, output_gradient_tile);
+            count
+        };
+        if let [strips] = &tasks[..] {
+            // Each task sums a panel of all positions and uses it up.
+            let count = transformed(strips, input, gradient);
+            let sums = Sums { input, inputs: inputs.of(count), gradient, gradients: gradients.of(count) };
+            chunks(&mut dw, panel_len * 9, |panel, out| {
+                with_scratch(POSITIONS * (panel_len + GAP), |scratch| {
+                    for (position, sum) in scratch.chunks_exact_mut(panel_len + GAP).enumerate() {
+                        sums.product(position, panel, &mut sum[..panel_len], false);
+                    }
+                    let positions: Vec<&[f32]> = scratch.chunks_exact(panel_len + GAP).collect();
+                    store_gradients(&positions, g.c_in, out);
+                });
+            });
+            return;
+        }
+        // [position][panel][c_in][panel width], positions a gap apart.
+        let position_len = panels * panel_len + GAP;
+        let mut total = buffer::<f32>(POSITIONS * position_len);
+        for strips in &tasks {
+            let count = transformed(strips, input, gradient);
+            let sums = Sums { input, inputs: inputs.of(count), gradient, gradients: gradients.of(count) };
+            total.par_chunks_exact_mut(position_len).enumerate().for_each(|(position, total)| {
+                for (panel, total) in total.chunks_exact_mut(panel_len).enumerate() {
+                    sums.product(position, panel, total, true);
+                }
+            });
+        }
+        chunks(&mut dw, panel_len * 9, |panel, out| {
+            let of_panel = |position| &total[position * position_len + panel * panel_len..][..panel_len];
+            store_gradients(&(0..POSITIONS).map(of_panel).collect::<Vec<_>>(), g.c_in, out);
         });
-        let mut dw = buffer::<f32>(c_out * c_in * 9);
-        chunks(&mut dw, c_in * 9, |o, out| {
-            for (ci, out) in out.chunks_exact_mut(9).enumerate() {
-                let values = std::array::from_fn(|position| products[(position * c_out + o) * c_in + ci]);
-                out.copy_from_slice(&from_filter_gradient(&values));
-            }
-        });
-        dw
-    })
+    });
+    dw
+}
+
+/// The transformed tiles of both sides of a weight gradient.
+struct Sums<'a> {
+    input: &'a [f32],
+    inputs: Store,
+    gradient: &'a [f32],
+    gradients: Store,
+}
+
+impl Sums<'_> {
+    /// The products of one position, summed over tiles, for a panel of output channels: [c_in][panel width].
+    fn product(&self, position: usize, panel: usize, out: &mut [f32], accumulate: bool) {
+        let (width, inputs, gradients) = (panel_width(), self.inputs, self.gradients);
+        let starts: Vec<usize> = (0..inputs.channels).map(|ci| inputs.at(0, ci)).collect();
+        let data = &self.input[position * inputs.position_len()..][..inputs.position_len()];
+        let left = Left { data, starts: &starts, runs: &[0], run: inputs.tiles, step: inputs.block };
+        let right = position * gradients.position_len() + panel * gradients.block_len();
+        let right = &self.gradient[right..][..gradients.block_len()];
+        multiply(left, right, width, Out { data: out, stride: width, columns: width, accumulate });
+    }
+}
+
+/// Gᵀ u G of a panel of output channels, `positions` [c_in][panel width] each, into weights [c_out][c_in][3][3].
+fn store_gradients(positions: &[&[f32]], c_in: usize, out: &mut [f32]) {
+    let width = panel_width();
+    // The nine taps of the input channel that is being stored.
+    let (mut channel, mut taps) = (usize::MAX, vec![0f32; 9 * width]);
+    from_columns(out, c_in, 9, |ci, tap, lanes| {
+        if channel != ci {
+            from_filter_gradients(positions, ci * width, &mut taps);
+            channel = ci;
+        }
+        lanes.copy_from_slice(&taps[tap * width..][..lanes.len()]);
+    });
 }

@@ -1,5 +1,6 @@
 //! The transforms of F(4×4, 3×3) with interpolation points 0, ±1, ±2 and ∞, on eight channels at a time.
 
+use super::Store;
 use crate::element::Element;
 use crate::simd::multiversion;
 use std::ops::{Add, Mul, Sub};
@@ -14,8 +15,12 @@ struct Lanes([f32; LANES]);
 impl Lanes {
     const ZERO: Self = Self([0.0; LANES]);
 
+    /// The first eight values, zeros where there are fewer.
     #[inline(always)]
     fn load<T: Element>(xs: &[T]) -> Self {
+        if let Some(xs) = xs.first_chunk::<LANES>() {
+            return Self(std::array::from_fn(|i| xs[i].to_f32()));
+        }
         let mut out = [0.0; LANES];
         for (o, &x) in out.iter_mut().zip(xs) {
             *o = x.to_f32();
@@ -23,8 +28,15 @@ impl Lanes {
         Self(out)
     }
 
+    /// Writes as many values as there is room for, at most eight.
     #[inline(always)]
     fn store<T: Element>(self, out: &mut [T]) {
+        if let Some(out) = out.first_chunk_mut::<LANES>() {
+            for (o, x) in out.iter_mut().zip(self.0) {
+                *o = T::from_f32(x);
+            }
+            return;
+        }
         for (o, x) in out.iter_mut().zip(self.0) {
             *o = T::from_f32(x);
         }
@@ -96,38 +108,71 @@ fn output_gradient(y: [Lanes; 4]) -> [Lanes; 6] {
     [y[0], even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, y[3]]
 }
 
-/// G: three taps to six values.
-fn filter(g: [f32; 3]) -> [f32; 6] {
-    let (outer, quarter) = ((g[0] + g[2]) / 6.0, g[0] / 24.0 + g[2] / 6.0);
-    [g[0] / 4.0, -outer - g[1] / 6.0, -outer + g[1] / 6.0, quarter + g[1] / 12.0, quarter - g[1] / 12.0, g[2]]
+/// G g: three taps to six values.
+#[inline(always)]
+fn filter(g: [Lanes; 3]) -> [Lanes; 6] {
+    let (outer, middle) = ((g[0] + g[2]) * (-1.0 / 6.0), g[1] * (1.0 / 6.0));
+    let (quarter, twelfth) = (g[0] * (1.0 / 24.0) + g[2] * (1.0 / 6.0), g[1] * (1.0 / 12.0));
+    [g[0] * 0.25, outer - middle, outer + middle, quarter + twelfth, quarter - twelfth, g[2]]
 }
 
-/// Gᵀ: six values to three taps.
-fn filter_gradient(u: [f32; 6]) -> [f32; 3] {
-    let (sum1, difference1) = ((u[1] + u[2]) / 6.0, (u[2] - u[1]) / 6.0);
+/// Gᵀ u: six values to three taps.
+#[inline(always)]
+fn filter_gradient(u: [Lanes; 6]) -> [Lanes; 3] {
+    let (sum1, difference1) = ((u[1] + u[2]) * (1.0 / 6.0), (u[2] - u[1]) * (1.0 / 6.0));
     let (sum2, difference2) = (u[3] + u[4], u[3] - u[4]);
-    [u[0] / 4.0 - sum1 + sum2 / 24.0, difference1 + difference2 / 12.0, sum2 / 6.0 - sum1 + u[5]]
+    [
+        u[0] * 0.25 - sum1 + sum2 * (1.0 / 24.0),
+        difference1 + difference2 * (1.0 / 12.0),
+        sum2 * (1.0 / 6.0) - sum1 + u[5],
+    ]
 }
 
-/// G g Gᵀ of a 3×3 filter.
-pub(super) fn to_filter(taps: &[f32; 9]) -> [f32; 36] {
-    let columns: [[f32; 6]; 3] = std::array::from_fn(|x| filter([taps[x], taps[3 + x], taps[6 + x]]));
-    let mut out = [0.0; 36];
-    for y in 0..6 {
-        out[y * 6..][..6].copy_from_slice(&filter([columns[0][y], columns[1][y], columns[2][y]]));
+multiversion! {
+    /// G g Gᵀ of filters: `taps` is [tap][lane] with any multiple of eight lanes; `out[position]` has the lanes
+    /// from `at` on.
+    pub(super) fn to_filters(taps: &[f32], out: &mut [&mut [f32]], at: usize) {
+        let width = taps.len() / 9;
+        for lane in (0..width).step_by(LANES) {
+            let tap = |y: usize, x: usize| Lanes::load(&taps[(y * 3 + x) * width + lane..]);
+            let mut columns = [[Lanes::ZERO; 6]; 3];
+            for (x, column) in columns.iter_mut().enumerate() {
+                *column = filter([tap(0, x), tap(1, x), tap(2, x)]);
+            }
+            for y in 0..6 {
+                let row = filter([columns[0][y], columns[1][y], columns[2][y]]);
+                for (x, value) in row.into_iter().enumerate() {
+                    value.store(&mut out[y * 6 + x][at + lane..]);
+                }
+            }
+        }
     }
-    out
 }
 
-/// Gᵀ u G of a transformed filter's gradient.
-pub(super) fn from_filter_gradient(u: &[f32; 36]) -> [f32; 9] {
-    let columns: [[f32; 3]; 6] =
-        std::array::from_fn(|x| filter_gradient(std::array::from_fn(|y| u[y * 6 + x])));
-    let mut out = [0.0; 9];
-    for y in 0..3 {
-        out[y * 3..][..3].copy_from_slice(&filter_gradient(std::array::from_fn(|x| columns[x][y])));
+multiversion! {
+    /// Gᵀ u G of the gradients of transformed filters, laid out as in [`to_filters`].
+    pub(super) fn from_filter_gradients(positions: &[&[f32]], at: usize, taps: &mut [f32]) {
+        let width = taps.len() / 9;
+        for lane in (0..width).step_by(LANES) {
+            let mut columns = [[Lanes::ZERO; 3]; 6];
+            for (x, column) in columns.iter_mut().enumerate() {
+                let mut values = [Lanes::ZERO; 6];
+                for (y, value) in values.iter_mut().enumerate() {
+                    *value = Lanes::load(&positions[y * 6 + x][at + lane..]);
+                }
+                *column = filter_gradient(values);
+            }
+            for y in 0..3 {
+                let mut values = [Lanes::ZERO; 6];
+                for (value, column) in values.iter_mut().zip(&columns) {
+                    *value = column[y];
+                }
+                for (x, value) in filter_gradient(values).into_iter().enumerate() {
+                    value.store(&mut taps[(y * 3 + x) * width + lane..]);
+                }
+            }
+        }
     }
-    out
 }
 
 /// An image [height, width, channels] and the pixel at which a tile starts, which may lie outside.
@@ -135,36 +180,63 @@ pub(super) fn from_filter_gradient(u: &[f32; 36]) -> [f32; 9] {
 pub(super) struct Window<'a, T> {
     pub(super) image: &'a [T],
     pub(super) size: (usize, usize),
+    pub(super) channels: usize,
     pub(super) corner: (isize, isize),
 }
 
+/// The offset of a pixel outside the image.
+const OUTSIDE: usize = usize::MAX;
+
 impl<T: Element> Window<'_, T> {
-    /// Eight channels, from `ch` on, of the pixel at (y, x) of the tile; zeros outside the image.
+    /// Offsets in the image of the pixels of an `N` × `N` tile.
     #[inline(always)]
-    fn at(&self, y: usize, x: usize, channels: usize, ch: usize) -> Lanes {
-        let (row, column) = (self.corner.0 + y as isize, self.corner.1 + x as isize);
-        let inside = 0 <= row && row < self.size.0 as isize && 0 <= column && column < self.size.1 as isize;
-        if !inside {
+    fn offsets<const N: usize>(&self) -> [[usize; N]; N] {
+        let (h, w) = (self.size.0 as isize, self.size.1 as isize);
+        let mut offsets = [[OUTSIDE; N]; N];
+        for (y, row) in offsets.iter_mut().enumerate() {
+            let at_y = self.corner.0 + y as isize;
+            for (x, offset) in row.iter_mut().enumerate() {
+                let at_x = self.corner.1 + x as isize;
+                if 0 <= at_y && at_y < h && 0 <= at_x && at_x < w {
+                    *offset = (at_y * w + at_x) as usize * self.channels;
+                }
+            }
+        }
+        offsets
+    }
+
+    /// Eight channels, from `ch` on, of the pixel at an offset.
+    #[inline(always)]
+    fn at(&self, offset: usize, ch: usize) -> Lanes {
+        if offset == OUTSIDE {
             return Lanes::ZERO;
         }
-        let pixel = &self.image[(row as usize * self.size.1 + column as usize) * channels..][..channels];
-        Lanes::load(&pixel[ch..])
+        Lanes::load(&self.image[offset + ch..offset + self.channels])
     }
 }
 
 multiversion! {
-    /// Bᵀ d B of a 6×6 tile; `out[position]` has the tile's channels.
-    pub(super) fn input_tile<T: Element>(window: Window<'_, T>, out: &mut [&mut [f32]], at: usize, channels: usize) {
-        for ch in (0..channels).step_by(LANES) {
+    /// Bᵀ d B of a 6×6 tile, the tile `tile` of the slices [position × block].
+    pub(super) fn input_tile<T: Element>(window: Window<'_, T>, out: &mut [&mut [f32]], store: Store, tile: usize) {
+        let (offsets, blocks) = (window.offsets::<6>(), store.blocks());
+        for ch in (0..window.channels).step_by(LANES) {
             let mut columns = [[Lanes::ZERO; 6]; 6];
             for (x, column) in columns.iter_mut().enumerate() {
-                *column = input(std::array::from_fn(|y| window.at(y, x, channels, ch)));
+                let mut values = [Lanes::ZERO; 6];
+                for (value, row) in values.iter_mut().zip(&offsets) {
+                    *value = window.at(row[x], ch);
+                }
+                *column = input(values);
             }
-            let end = (ch + LANES).min(channels);
+            let (block, at) = (ch / store.block, tile * store.block + ch % store.block);
+            let end = at + LANES.min(window.channels - ch);
             for y in 0..6 {
-                let row = input(std::array::from_fn(|x| columns[x][y]));
-                for (x, value) in row.into_iter().enumerate() {
-                    value.store(&mut out[y * 6 + x][at + ch..at + end]);
+                let mut values = [Lanes::ZERO; 6];
+                for (value, column) in values.iter_mut().zip(&columns) {
+                    *value = column[y];
+                }
+                for (x, value) in input(values).into_iter().enumerate() {
+                    value.store(&mut out[(y * 6 + x) * blocks + block][at..end]);
                 }
             }
         }
@@ -172,27 +244,36 @@ multiversion! {
 }
 
 multiversion! {
-    /// A dy Aᵀ of a 4×4 tile of output gradients.
+    /// A dy Aᵀ of a 4×4 tile of output gradients, placed as by [`input_tile`].
     pub(super) fn output_gradient_tile<T: Element>(
-        window: Window<'_, T>, out: &mut [&mut [f32]], at: usize, channels: usize
+        window: Window<'_, T>, out: &mut [&mut [f32]], store: Store, tile: usize
     ) {
-        for ch in (0..channels).step_by(LANES) {
+        let (offsets, blocks) = (window.offsets::<4>(), store.blocks());
+        for ch in (0..window.channels).step_by(LANES) {
             let mut columns = [[Lanes::ZERO; 6]; 4];
             for (x, column) in columns.iter_mut().enumerate() {
-                *column = output_gradient(std::array::from_fn(|y| window.at(y, x, channels, ch)));
+                let mut values = [Lanes::ZERO; 4];
+                for (value, row) in values.iter_mut().zip(&offsets) {
+                    *value = window.at(row[x], ch);
+                }
+                *column = output_gradient(values);
             }
-            let end = (ch + LANES).min(channels);
+            let (block, at) = (ch / store.block, tile * store.block + ch % store.block);
+            let end = at + LANES.min(window.channels - ch);
             for y in 0..6 {
-                let row = output_gradient(std::array::from_fn(|x| columns[x][y]));
-                for (x, value) in row.into_iter().enumerate() {
-                    value.store(&mut out[y * 6 + x][at + ch..at + end]);
+                let mut values = [Lanes::ZERO; 4];
+                for (value, column) in values.iter_mut().zip(&columns) {
+                    *value = column[y];
+                }
+                for (x, value) in output_gradient(values).into_iter().enumerate() {
+                    value.store(&mut out[(y * 6 + x) * blocks + block][at..end]);
                 }
             }
         }
     }
 }
 
-/// Where a tile of outputs goes: rows of `width` pixels of `channels`, as many rows and columns as lie inside.
+/// Where a tile of outputs goes: rows of `width` pixels, as many rows and columns as lie inside.
 pub(super) struct Target<'a, T> {
     pub(super) rows: &'a mut [T],
     pub(super) width: usize,
@@ -201,19 +282,27 @@ pub(super) struct Target<'a, T> {
 }
 
 multiversion! {
-    /// Aᵀ m A of the products of a tile, `products[position * stride..]` having its channels.
-    pub(super) fn output_tile<T: Element>(products: &[f32], stride: usize, channels: usize, target: Target<'_, T>) {
+    /// Aᵀ m A of the products of the tile `tile`.
+    pub(super) fn output_tile<T: Element>(products: &[f32], store: Store, tile: usize, target: Target<'_, T>) {
+        let (channels, position_len) = (store.channels, store.position_len());
         for ch in (0..channels).step_by(LANES) {
-            let end = (ch + LANES).min(channels);
+            let at = store.at(tile, ch);
             let mut columns = [[Lanes::ZERO; 4]; 6];
             for (x, column) in columns.iter_mut().enumerate() {
-                let at = |y: usize| Lanes::load(&products[(y * 6 + x) * stride..][ch..end]);
-                *column = output(std::array::from_fn(at));
+                let mut values = [Lanes::ZERO; 6];
+                for (y, value) in values.iter_mut().enumerate() {
+                    *value = Lanes::load(&products[(y * 6 + x) * position_len + at..]);
+                }
+                *column = output(values);
             }
+            let end = (ch + LANES).min(channels);
             let rows = target.rows.chunks_exact_mut(target.width * channels).take(target.size.0);
             for (y, pixels) in rows.enumerate() {
-                let row = output(std::array::from_fn(|x| columns[x][y]));
-                for (x, value) in row.into_iter().take(target.size.1).enumerate() {
+                let mut values = [Lanes::ZERO; 6];
+                for (value, column) in values.iter_mut().zip(&columns) {
+                    *value = column[y];
+                }
+                for (x, value) in output(values).into_iter().take(target.size.1).enumerate() {
                     let pixel = &mut pixels[(target.column + x) * channels..][..channels];
                     value.store(&mut pixel[ch..end]);
                 }
@@ -230,8 +319,8 @@ mod tests {
     #[test]
     fn transforms_compose_to_a_correlation() {
         let (d, g) = ([1.0, -2.0, 3.0, 0.5, -1.5, 2.5], [0.3, -0.7, 1.1]);
-        let (seen, taps) = (input(d.map(|v| Lanes([v; LANES]))), filter(g));
-        let products: [Lanes; 6] = std::array::from_fn(|i| seen[i] * taps[i]);
+        let (seen, taps) = (input(d.map(|v| Lanes([v; LANES]))), filter(g.map(|v| Lanes([v; LANES]))));
+        let products: [Lanes; 6] = std::array::from_fn(|i| seen[i] * taps[i].0[0]);
         for (i, y) in output(products).into_iter().enumerate() {
             let direct = d[i] * g[0] + d[i + 1] * g[1] + d[i + 2] * g[2];
             assert!((y.0[0] - direct).abs() < 1e-5, "{i}: {} and {direct}", y.0[0]);

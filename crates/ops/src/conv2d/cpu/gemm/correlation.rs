@@ -1,0 +1,234 @@
+//! A correlation of maps with packed weights, block by block of the result.
+
+use super::super::product::{Left, Out, multiply, panel_width};
+use super::TASKS;
+use super::reach::{Axis, Block, Patch, Reach, blocks};
+use crate::element::{Element, store};
+use crate::parallel::{buffer, map, with_scratch};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Output pixels of a block, at least.
+const BLOCK_PIXELS: usize = 96;
+
+/// The phases of a correlation along both axes, with the weights packed for each.
+pub(super) struct Pass {
+    pub(super) y: Axis,
+    pub(super) x: Axis,
+    /// [group][panel][tap × source channel][panel width]; columns beyond the last channel are zeros.
+    pub(super) weights: Vec<f32>,
+}
+
+/// A correlation of maps [n, height, width, channels].
+pub(super) struct Correlation {
+    pub(super) n: usize,
+    pub(super) source: (usize, usize),
+    pub(super) source_channels: usize,
+    pub(super) target: (usize, usize),
+    pub(super) target_channels: usize,
+    pub(super) groups: usize,
+    pub(super) reach: (Reach, Reach),
+    pub(super) passes: Vec<Pass>,
+}
+
+impl Correlation {
+    /// Source and target channels of a group, and panels of its target channels.
+    fn of_group(&self) -> (usize, usize, usize) {
+        let target = self.target_channels / self.groups;
+        (self.source_channels / self.groups, target, target.div_ceil(panel_width()))
+    }
+
+    pub(super) fn run<T: Element>(&self, xs: &[T]) -> Vec<T> {
+        let ((h, w), c) = (self.target, self.target_channels);
+        let mut ys = buffer::<T>(self.n * h * w * c);
+        let step = self.passes.first().map_or(1, |pass| pass.y.step);
+        let columns = self.passes.first().map_or(0, |pass| pass.x.count);
+        let blocks = blocks(self.n, h.div_ceil(step), columns, BLOCK_PIXELS);
+        // The target rows of a block lie together.
+        let (mut rest, mut parts) = (&mut ys[..], Vec::with_capacity(blocks.len()));
+        for block in &blocks {
+            let rows = (block.rows.end * step).min(h) - block.rows.start * step;
+            let (part, others) = std::mem::take(&mut rest).split_at_mut(block.images.len() * rows * w * c);
+            rest = others;
+            parts.push((block, part));
+        }
+        let panels = self.of_group().2;
+        // Few blocks are cut by channels too.
+        let splits = if self.groups == 1 { TASKS.div_ceil(blocks.len().max(1)).min(panels) } else { 1 };
+        if splits == 1 {
+            parts.into_par_iter().for_each(|(block, out)| self.block(xs, block, 0..panels, out, c));
+            return ys;
+        }
+        let split = |i: usize| panels * i / splits..panels * (i + 1) / splits;
+        let channels = |i: usize| (split(i).end * panel_width()).min(c) - split(i).start * panel_width();
+        let pieces = map(parts.len() * splits, |i| {
+            let ((block, part), i) = (&parts[i / splits], i % splits);
+            let mut out = buffer::<T>(part.len() / c * channels(i));
+            self.block(xs, block, split(i), &mut out, channels(i));
+            out
+        });
+        for (i, piece) in pieces.iter().enumerate() {
+            let (part, i) = (&mut parts[i / splits].1, i % splits);
+            for (out, piece) in part.chunks_exact_mut(c).zip(piece.chunks_exact(channels(i))) {
+                out[split(i).start * panel_width()..][..piece.len()].copy_from_slice(piece);
+            }
+        }
+        ys
+    }
+
+    /// The target pixels of a block, in the channels of the given panels; `out` has rows of `channels`.
+    fn block<T: Element>(
+        &self,
+        xs: &[T],
+        block: &Block,
+        panels: Range<usize>,
+        out: &mut [T],
+        channels: usize,
+    ) {
+        let (c, (h, w), (reach_y, reach_x)) = (self.source_channels, self.source, self.reach);
+        let columns = self.passes.iter().map(|pass| pass.x.count).max().unwrap_or(0);
+        let rows = self.passes.iter().map(|pass| pass.y.count).max().unwrap_or(0);
+        // What lies inside is read where it is.
+        let direct = T::as_f32(xs).is_some() && reach_y.inside(rows, h) && reach_x.inside(columns, w);
+        let patch = Patch {
+            corner: ((block.rows.start * reach_y.stride) as isize + reach_y.first, reach_x.first),
+            rows: reach_y.span(block.rows.len()),
+            columns: if direct { w } else { reach_x.span(columns) },
+            pixel: c,
+        };
+        let image_len = h * w * c;
+        let copy_len = if direct { 0 } else { patch.len() };
+        let positions = block.images.len() * block.rows.len() * columns;
+        let in_place = T::as_f32_mut(out).is_some() && self.passes.len() == 1;
+        let of_group = self.of_group();
+        let result_len = if in_place { 0 } else { positions * of_group.1 };
+        with_scratch(block.images.len() * copy_len + result_len, |scratch| {
+            let (copies, result) = scratch.split_at_mut(block.images.len() * copy_len);
+            let (source, image_step, base) = match T::as_f32(xs) {
+                Some(xs) if direct => {
+                    let corner = patch.corner.0 as usize * w + patch.corner.1 as usize;
+                    (xs, image_len, block.images.start * image_len + corner * c)
+                }
+                _ => {
+                    for (copy, image) in copies.chunks_exact_mut(copy_len).zip(block.images.clone()) {
+                        patch.copy(&xs[image * image_len..][..image_len], self.source, c, copy);
+                    }
+                    (&*copies, copy_len, 0)
+                }
+            };
+            for pass in &self.passes {
+                let row_step = patch.columns * c;
+                let in_phase = |row: &usize| row * pass.y.step + pass.y.origin < self.target.0;
+                let rows = block.rows.clone().filter(in_phase).count();
+                let mut starts = Vec::with_capacity(positions);
+                for image in 0..block.images.len() {
+                    for row in 0..rows {
+                        let at = base + image * image_step + row * reach_y.stride * row_step;
+                        starts.extend((0..pass.x.count).map(|column| at + column * reach_x.stride * c));
+                    }
+                }
+                let (runs, run) = self.runs(pass, row_step);
+                let place = Place { pass, rows, row: block.rows.start, images: block.images.len(), channels };
+                self.multiply(pass, source, &mut starts, (&runs, run), panels.clone(), place, result, out);
+            }
+        });
+    }
+
+    /// Offsets of the runs of source elements that a window sees, from its first tap, and their length.
+    fn runs(&self, pass: &Pass, row_step: usize) -> (Vec<usize>, usize) {
+        let (c, (reach_y, reach_x)) = (self.source_channels, self.reach);
+        let row = |tap: &(isize, usize)| (tap.0 - reach_y.first) as usize * row_step;
+        let column = |tap: &(isize, usize)| (tap.0 - reach_x.first) as usize * c;
+        let neighbours = pass.x.taps.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1);
+        match pass.x.taps.first() {
+            Some(first) if neighbours && self.groups == 1 => {
+                (pass.y.taps.iter().map(|y| row(y) + column(first)).collect(), pass.x.taps.len() * c)
+            }
+            _ => {
+                let of_row = |y| pass.x.taps.iter().map(move |x| row(y) + column(x));
+                (pass.y.taps.iter().flat_map(of_row).collect(), c / self.groups)
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one product of a block, with all that it is made of")]
+    fn multiply<T: Element>(
+        &self,
+        pass: &Pass,
+        source: &[f32],
+        starts: &mut [usize],
+        (runs, run): (&[usize], usize),
+        panels: Range<usize>,
+        place: Place<'_>,
+        result: &mut [f32],
+        out: &mut [T],
+    ) {
+        let width = panel_width();
+        let ((c_source, c_target, of_group), channels) = (self.of_group(), place.channels);
+        let panel_len = pass.y.taps.len() * pass.x.taps.len() * c_source * width;
+        for group in 0..self.groups {
+            let columns = panels.start * width..(panels.end * width).min(c_target);
+            for panel in panels.clone() {
+                let weights = &pass.weights[(group * of_group + panel) * panel_len..][..panel_len];
+                let left = Left { data: source, starts, runs, run, step: 1 };
+                let first = panel * width - columns.start;
+                let columns_here = width.min(columns.end - panel * width);
+                let (data, stride) = match T::as_f32_mut(out) {
+                    Some(out) if self.passes.len() == 1 => (&mut out[group * c_target + first..], channels),
+                    _ => (&mut result[first..], columns.len()),
+                };
+                let product = Out { data, stride, columns: columns_here, accumulate: false };
+                multiply(left, weights, width, product);
+            }
+            if T::as_f32_mut(out).is_none() || self.passes.len() > 1 {
+                place.copy(
+                    self,
+                    &result[..starts.len() * columns.len()],
+                    columns.len(),
+                    group * c_target,
+                    out,
+                );
+            }
+            for start in starts.iter_mut() {
+                *start += c_source;
+            }
+        }
+    }
+}
+
+/// Where the rows of a product go in a block of target pixels.
+struct Place<'a> {
+    pass: &'a Pass,
+    images: usize,
+    /// First position of the block along y, and how many there are.
+    row: usize,
+    rows: usize,
+    /// Channels of a pixel in the block's output.
+    channels: usize,
+}
+
+impl Place<'_> {
+    /// Copies rows of `columns` elements to their pixels, from `channel` on.
+    fn copy<T: Element>(
+        &self,
+        whole: &Correlation,
+        result: &[f32],
+        columns: usize,
+        channel: usize,
+        out: &mut [T],
+    ) {
+        let (y, x, (_, w)) = (&self.pass.y, &self.pass.x, whole.target);
+        let image_len = out.len() / self.images.max(1);
+        let mut results = result.chunks_exact(columns.max(1));
+        for image in 0..self.images {
+            for row in 0..self.rows {
+                let at_y = row * y.step + y.origin;
+                debug_assert!((self.row * y.step + at_y) < whole.target.0);
+                for (column, values) in results.by_ref().take(x.count).enumerate() {
+                    let pixel = at_y * w + column * x.step + x.origin;
+                    store(&mut out[image * image_len + pixel * self.channels + channel..][..columns], values);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Convolution as matrix products over pixels where they lie: serves every shape.
+//!
+//! The forward pass and the input gradient are both correlations: output `t` along an axis is a sum over taps
+//! of the source at `t · stride + offset`. The input gradient of a strided convolution falls into phases, one
+//! for each residue of the position, each with the taps that reach it. A task takes a block of output pixels:
+//! it copies the part of the source that they see, with zeros around it, and multiplies with the packed
+//! weights. Blocks are cut by the shape alone, so results do not depend on the number of threads.
+
+mod correlation;
+mod reach;
+mod weight_gradient;
+
+use super::super::Geometry;
+use super::product::panel_width;
+use crate::element::Element;
+use crate::parallel::{buffer, chunks};
+use correlation::{Correlation, Pass};
+use reach::{Axis, Reach};
+pub(super) use weight_gradient::weight_gradient;
+
+/// Tasks that a pass is cut into at least, where its shape allows: work for a dozen cores.
+const TASKS: usize = 16;
+
+pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32]) -> Vec<T> {
+    let w = &g.window;
+    let y = Axis::forward(g.out.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
+    let x = Axis::forward(g.out.1, w.kernel.1, w.stride.1, w.padding.1, w.dilation.1);
+    let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
+    let reach = (Reach::new(std::slice::from_ref(&y)), Reach::new(std::slice::from_ref(&x)));
+    let at = |group, source, target| ((group * c_out + target) * c_in + source) * taps;
+    let passes = vec![Pass { weights: pack::<T>(g, (&y, &x), (c_in, c_out), weight, at), y, x }];
+    let (source, target) = (g.size, g.out);
+    let (source_channels, target_channels, groups) = (g.c_in, g.c_out, g.groups);
+    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes }.run(xs)
+}
+
+pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Vec<T> {
+    let w = &g.window;
+    let ys = Axis::phases(g.size.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
+    let xs = Axis::phases(g.size.1, w.kernel.1, w.stride.1, w.padding.1, w.dilation.1);
+    let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
+    let reach = (Reach::new(&ys), Reach::new(&xs));
+    let at = |group, source, target| ((group * c_out + source) * c_in + target) * taps;
+    let mut passes = Vec::new();
+    for y in &ys {
+        for x in &xs {
+            let weights = pack::<T>(g, (y, x), (c_out, c_in), weight, at);
+            passes.push(Pass { weights, y: y.clone(), x: x.clone() });
+        }
+    }
+    let (source, target) = (g.out, g.size);
+    let (source_channels, target_channels, groups) = (g.c_out, g.c_in, g.groups);
+    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes }.run(dys)
+}
+
+/// Weights as [group][panel][tap × source channel][panel width], rounded as `T` stores them. `at` says where the
+/// taps for (group, source channel, target channel) start.
+fn pack<T: Element>(
+    g: &Geometry,
+    (y, x): (&Axis, &Axis),
+    (c_source, c_target): (usize, usize),
+    weight: &[f32],
+    at: impl Fn(usize, usize, usize) -> usize + Sync,
+) -> Vec<f32> {
+    const STEP: usize = 16;
+    let width = panel_width();
+    let taps: Vec<usize> =
+        y.taps.iter().flat_map(|y| x.taps.iter().map(move |x| y.1 * g.window.kernel.1 + x.1)).collect();
+    let panels = c_target.div_ceil(width);
+    let mut packed = buffer::<f32>(g.groups * panels * taps.len() * c_source * width);
+    chunks(&mut packed, taps.len() * c_source * width, |i, out| {
+        let (group, first) = (i / panels, i % panels * width);
+        // A few source channels at a time, for both sides to stay in cache.
+        for sources in (0..c_source).step_by(STEP) {
+            for target in first..(first + width).min(c_target) {
+                for source in sources..(sources + STEP).min(c_source) {
+                    let weight = &weight[at(group, source, target)..];
+                    for (j, &tap) in taps.iter().enumerate() {
+                        out[(j * c_source + source) * width + target - first] = T::round(weight[tap]);
+                    }
+                }
+            }
+        }
+    });
+    packed
+}

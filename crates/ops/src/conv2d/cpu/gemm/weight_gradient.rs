@@ -1,0 +1,132 @@
+//! The weight gradient: for each tap, the input pixels that it meets times the output gradient, summed over pixels.
+
+use super::super::super::Geometry;
+use super::super::from_columns;
+use super::super::product::{Left, Out, multiply, panel_width};
+use super::TASKS;
+use super::reach::{Axis, Block, Patch, Reach, blocks};
+use crate::element::{Element, load};
+use crate::parallel::{buffer, chunks, map, with_scratch};
+use std::ops::Range;
+
+/// Output pixels of a block, at least.
+const BLOCK_PIXELS: usize = 192;
+
+pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
+    /// Elements of all partial sums together: 16 MB.
+    const ELEMENTS: usize = 4 << 20;
+    let blocks = blocks(g.n, g.out.0, g.out.1, BLOCK_PIXELS);
+    let ((c_in, c_out), width) = (g.group_channels(), panel_width());
+    let (depth, panels) = (g.taps() * c_in, c_out.div_ceil(width));
+    // Sums are cut into parts by pixels, and where they are large or pixels few, by channels.
+    let of_all = (g.groups * depth * c_out).max(1);
+    let parts = TASKS.min(blocks.len()).min(ELEMENTS / of_all).max(1);
+    let splits = if g.groups == 1 { TASKS.div_ceil(parts).min(panels) } else { 1 };
+    let split = |i: usize| panels * i / splits..panels * (i + 1) / splits;
+    let columns = |i: usize| split(i).start * width..(split(i).end * width).min(c_out);
+    let partial = map(parts * splits, |i| {
+        let (part, i) = (i / splits, i % splits);
+        let blocks = &blocks[blocks.len() * part / parts..blocks.len() * (part + 1) / parts];
+        let mut sums = buffer::<f32>(g.groups * depth * columns(i).len());
+        for block in blocks {
+            add_block(g, xs, dys, block, columns(i), &mut sums);
+        }
+        sums
+    });
+    // partial[part][split] is [group][tap × c_in][column of the split]; the result is [c_out][c_in][tap].
+    let taps = g.taps();
+    let together = if g.groups == 1 { width.min(c_out) } else { c_out };
+    let mut dw = buffer::<f32>(g.c_out * c_in * taps);
+    chunks(&mut dw, together * c_in * taps, |i, out| {
+        let (group, first) = if g.groups == 1 { (0, i * together) } else { (i, 0) };
+        let at = (0..splits).find(|&i| columns(i).contains(&first)).unwrap_or(0);
+        let (len, first) = (columns(at).len(), first - columns(at).start);
+        let partial = |part: usize| &partial[part * splits + at][group * depth * len..][..depth * len];
+        from_columns(out, c_in, taps, |ci, tap, lanes| {
+            for part in 0..parts {
+                let sums = &partial(part)[(tap * c_in + ci) * len + first..];
+                for (lane, sum) in lanes.iter_mut().zip(sums) {
+                    *lane += sum;
+                }
+            }
+        });
+    });
+    dw
+}
+
+/// Adds a block's part of the gradient to `sums` [group][tap × c_in][columns].
+fn add_block<T: Element>(
+    g: &Geometry,
+    xs: &[T],
+    dys: &[T],
+    block: &Block,
+    columns: Range<usize>,
+    sums: &mut [f32],
+) {
+    let ((c_in, c_out), width, w) = (g.group_channels(), panel_width(), &g.window);
+    let y = Axis::forward(g.out.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
+    let x = Axis::forward(g.out.1, w.kernel.1, w.stride.1, w.padding.1, w.dilation.1);
+    let (reach_y, reach_x) = (Reach::new(std::slice::from_ref(&y)), Reach::new(std::slice::from_ref(&x)));
+    // Pixels a power of two apart would share a few sets of the cache.
+    let pixel = if g.c_in.is_multiple_of(64) { g.c_in + 16 } else { g.c_in };
+    let patch = Patch {
+        corner: ((block.rows.start * w.stride.0) as isize + reach_y.first, reach_x.first),
+        rows: reach_y.span(block.rows.len()),
+        columns: reach_x.span(g.out.1),
+        pixel,
+    };
+    let pixels = block.images.len() * block.rows.len() * g.out.1;
+    let panels = columns.len().div_ceil(width);
+    let (image_len, row_step) = (g.size.0 * g.size.1 * g.c_in, patch.columns * pixel);
+    with_scratch(block.images.len() * patch.len() + g.groups * panels * pixels * width, |scratch| {
+        let (copies, moved) = scratch.split_at_mut(block.images.len() * patch.len());
+        for (copy, image) in copies.chunks_exact_mut(patch.len()).zip(block.images.clone()) {
+            patch.copy(&xs[image * image_len..][..image_len], g.size, g.c_in, copy);
+        }
+        // The output gradient as [group][panel][pixel][panel width].
+        let per_image = block.rows.len() * g.out.1;
+        for i in 0..pixels {
+            let image = block.images.start + i / per_image;
+            let at = (image * g.out.0 + block.rows.start) * g.out.1 + i % per_image;
+            for group in 0..g.groups {
+                let dy = &dys[at * g.c_out + group * c_out..][..c_out][columns.clone()];
+                for (panel, dy) in dy.chunks(width).enumerate() {
+                    load(&mut moved[((group * panels + panel) * pixels + i) * width..][..dy.len()], dy);
+                }
+            }
+        }
+        let mut starts = Vec::with_capacity(g.taps() * c_in);
+        for tap_y in &y.taps {
+            for tap_x in &x.taps {
+                let at = (tap_y.0 - reach_y.first) as usize * row_step
+                    + (tap_x.0 - reach_x.first) as usize * pixel;
+                starts.extend(at..at + c_in);
+            }
+        }
+        let mut pixels_seen = Vec::with_capacity(pixels);
+        for image in 0..block.images.len() {
+            for row in 0..block.rows.len() {
+                let at = image * patch.len() + row * w.stride.0 * row_step;
+                pixels_seen.extend((0..g.out.1).map(|column| at + column * w.stride.1 * pixel));
+            }
+        }
+        let depth = starts.len();
+        for group in 0..g.groups {
+            for panel in 0..panels {
+                let left = Left { data: copies, starts: &starts, runs: &pixels_seen, run: 1, step: 1 };
+                let right = &moved[(group * panels + panel) * pixels * width..][..pixels * width];
+                let first = panel * width;
+                let out = Out {
+                    data: &mut sums[group * depth * columns.len() + first..],
+                    stride: columns.len(),
+                    columns: width.min(columns.len() - first),
+                    accumulate: true,
+                };
+                multiply(left, right, width, out);
+            }
+            for start in &mut starts {
+                *start += c_in;
+            }
+        }
+    });
+}
