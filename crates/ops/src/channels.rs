@@ -1,8 +1,13 @@
 //! Operators that move feature maps around: sums, concatenation, shuffles, flattening. Candle's own
-//! operations are right and quick for these, so there is one path for every device.
+//! operations are right for these and serve as the reference.
 
 use crate::FeatureMap;
+use crate::element::Element;
 use crate::feature_map::View;
+use crate::parallel::chunks;
+use crate::pool::take;
+use crate::simd::multiversion;
+use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot};
 use crate::trace::Step;
 use candle_core::{Result, Tensor, bail};
 
@@ -14,12 +19,13 @@ pub fn add(a: &FeatureMap, b: &FeatureMap) -> Result<FeatureMap> {
     if a.dims() != b.dims() {
         bail!("add: maps of {:?} and {:?} (n, h, w, c)", a.dims(), b.dims());
     }
-    match (a.view(), b.view()) {
-        (View::Stored(a), View::Stored(b)) => Ok(FeatureMap::stored((a + b)?)),
+    match (a.view()?, b.view()?) {
+        (View::Reference(a), View::Reference(b)) => Ok(FeatureMap::stored((a + b)?)),
+        (View::Cpu(a), View::Cpu(b)) => Ok(FeatureMap::slot(Sum.apply(&[&a, &b], &[], a.dims())?)),
         (View::Traced(a), View::Traced(b)) => {
             Ok(FeatureMap::from_traced(a.clone().join(std::iter::once(b)).step(a.dims, Step::new("add"))))
         }
-        _ => bail!("add: one map is traced and the other is not"),
+        _ => bail!("add: maps of different kinds: traced or not, or of two dtypes or devices"),
     }
 }
 
@@ -38,20 +44,26 @@ pub fn concat(maps: &[&FeatureMap]) -> Result<FeatureMap> {
         }
         channels += c2;
     }
-    let (mut stored, mut traced) = (Vec::new(), Vec::new());
+    let (mut stored, mut slots, mut traced) = (Vec::new(), Vec::new(), Vec::new());
     for map in maps {
-        match map.view() {
-            View::Stored(xs) => stored.push(xs),
+        match map.view()? {
+            View::Reference(xs) => stored.push(xs),
+            View::Cpu(xs) => slots.push(xs),
             View::Traced(t) => traced.push(t),
         }
     }
+    if slots.len() == maps.len() {
+        let slots: Vec<&Slot> = slots.iter().collect();
+        let channels: Vec<usize> = slots.iter().map(|slot| slot.dims().3).collect();
+        return Ok(FeatureMap::slot(Stretches::concat(&channels).of(&slots)?));
+    }
     match traced.split_first() {
-        None => Ok(FeatureMap::stored(Tensor::cat(&stored, 3)?.contiguous()?)),
-        Some((t, rest)) if stored.is_empty() => {
+        _ if stored.len() == maps.len() => Ok(FeatureMap::stored(Tensor::cat(&stored, 3)?.contiguous()?)),
+        Some((t, rest)) if traced.len() == maps.len() => {
             let joined = (*t).clone().join(rest.iter().copied());
             Ok(FeatureMap::from_traced(joined.step((n, h, w, channels), Step::new("concat"))))
         }
-        Some(_) => bail!("concat: some maps are traced and some are not"),
+        _ => bail!("concat: maps of different kinds: traced or not, or of two dtypes or devices"),
     }
 }
 
@@ -70,8 +82,9 @@ pub fn split(xs: &FeatureMap, channels: &[usize]) -> Result<Vec<FeatureMap>> {
         .map(|&len| {
             let first = start;
             start += len;
-            match xs.view() {
-                View::Stored(xs) => Ok(FeatureMap::stored(xs.narrow(3, first, len)?.contiguous()?)),
+            match xs.view()? {
+                View::Reference(xs) => Ok(FeatureMap::stored(xs.narrow(3, first, len)?.contiguous()?)),
+                View::Cpu(xs) => Ok(FeatureMap::slot(Stretches::part(c, first, len).of(&[&xs])?)),
                 View::Traced(t) => Ok(FeatureMap::traced_step(t, (n, h, w, len), Step::new("split"))),
             }
         })
@@ -84,8 +97,9 @@ pub fn split(xs: &FeatureMap, channels: &[usize]) -> Result<Vec<FeatureMap>> {
 /// If the device is out of memory.
 pub fn pad_channels(xs: &FeatureMap, before: usize, after: usize) -> Result<FeatureMap> {
     let (n, h, w, c) = xs.dims();
-    match xs.view() {
-        View::Stored(xs) => Ok(FeatureMap::stored(xs.pad_with_zeros(3, before, after)?.contiguous()?)),
+    match xs.view()? {
+        View::Reference(xs) => Ok(FeatureMap::stored(xs.pad_with_zeros(3, before, after)?.contiguous()?)),
+        View::Cpu(xs) => Ok(FeatureMap::slot(Stretches::padded(c, before, after).of(&[&xs])?)),
         View::Traced(t) => {
             Ok(FeatureMap::traced_step(t, (n, h, w, before + c + after), Step::new("pad_channels")))
         }
@@ -102,8 +116,12 @@ pub fn channel_shuffle(xs: &FeatureMap, groups: usize) -> Result<FeatureMap> {
     if groups == 0 || c % groups != 0 {
         bail!("channel_shuffle: {groups} groups do not divide {c} channels");
     }
-    match xs.view() {
-        View::Stored(xs) => {
+    match xs.view()? {
+        View::Cpu(xs) => {
+            let from = (0..c).map(|channel| channel % groups * (c / groups) + channel / groups).collect();
+            Ok(FeatureMap::slot(Permuted(from).apply(&[&xs], &[], xs.dims())?))
+        }
+        View::Reference(xs) => {
             let grouped = xs.reshape((n * h * w, groups, c / groups))?;
             let shuffled = grouped.transpose(1, 2)?.contiguous()?;
             Ok(FeatureMap::stored(shuffled.reshape((n, h, w, c))?))
@@ -118,13 +136,185 @@ pub fn channel_shuffle(xs: &FeatureMap, groups: usize) -> Result<FeatureMap> {
 /// If candle's permutation fails.
 pub fn flatten(xs: &FeatureMap) -> Result<FeatureMap> {
     let (n, h, w, c) = xs.dims();
-    match xs.view() {
-        View::Stored(_) => Ok(FeatureMap::stored(xs.to_nchw()?.reshape((n, 1, 1, c * h * w))?)),
+    let dims = (n, 1, 1, c * h * w);
+    match xs.view()? {
+        View::Reference(xs) => Ok(FeatureMap::stored(xs.permute((0, 3, 1, 2))?.contiguous()?.reshape(dims)?)),
+        View::Cpu(xs) if c == 1 || h * w == 1 => Ok(FeatureMap::slot(xs.reshape(dims))),
+        View::Cpu(xs) => {
+            let from = (0..dims.3).map(|i| i % (h * w) * c + i / (h * w)).collect();
+            Ok(FeatureMap::slot(Permuted(from).apply(&[&xs], &[], dims)?))
+        }
         View::Traced(t) => {
             // A flat feature sees what the whole map sees.
             let window = crate::Window2d { kernel: (h, w), ..crate::Window2d::square(1, 1) };
             let step = Step { window: Some(window), ..Step::new("flatten") };
             Ok(FeatureMap::traced_step(t, (n, 1, 1, c * h * w), step))
         }
+    }
+}
+
+/// Pixels per task.
+const PIXELS: usize = 512;
+
+/// Nothing of the forward is needed to move gradients back.
+const NOTHING: Keeps = Keeps { inputs: false, output: false };
+
+struct Sum;
+
+impl Kernel for Sum {
+    const NAME: &'static str = "add";
+    const KEEPS: Keeps = NOTHING;
+
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+        const CHUNK: usize = 16 * 1024;
+        let mut ys = take::<T>(maps[0].len());
+        chunks(&mut ys, CHUNK, |i, ys| {
+            let at = i * CHUNK..i * CHUNK + ys.len();
+            sum(&maps[0][at.clone()], &maps[1][at], ys);
+        });
+        ys
+    }
+
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+        // The last one that wants the gradient takes it.
+        let copy = |gradient: &[T]| {
+            let mut copy = take::<T>(gradient.len());
+            copy.copy_from_slice(gradient);
+            copy
+        };
+        let first = (call.of_map[0] && call.of_map[1]).then(|| copy(call.gradient));
+        let last = Some(std::mem::take(call.gradient));
+        (if call.of_map[1] { vec![first, last] } else { vec![last, None] }, Vec::new())
+    }
+}
+
+multiversion! {
+    fn sum<T: Element>(xs: &[T], others: &[T], ys: &mut [T]) {
+        for ((y, &x), &other) in ys.iter_mut().zip(xs).zip(others) {
+            *y = T::from_f32(x.to_f32() + other.to_f32());
+        }
+    }
+}
+
+/// A result whose channels are stretches of the maps' channels, the rest zeros.
+struct Stretches {
+    /// Channels of each map and of the result.
+    channels: Vec<usize>,
+    result: usize,
+    /// For each map its first channel that is used, where that goes, and how many there are.
+    stretches: Vec<(usize, usize, usize)>,
+}
+
+impl Stretches {
+    fn concat(channels: &[usize]) -> Self {
+        let mut at = 0;
+        let stretch = |&len: &usize| {
+            at += len;
+            (0, at - len, len)
+        };
+        let stretches = channels.iter().map(stretch).collect();
+        Self { channels: channels.to_vec(), result: channels.iter().sum(), stretches }
+    }
+
+    fn part(channels: usize, first: usize, len: usize) -> Self {
+        Self { channels: vec![channels], result: len, stretches: vec![(first, 0, len)] }
+    }
+
+    fn padded(channels: usize, before: usize, after: usize) -> Self {
+        let result = before + channels + after;
+        Self { channels: vec![channels], result, stretches: vec![(0, before, channels)] }
+    }
+
+    fn of(self, maps: &[&Slot]) -> Result<Slot> {
+        let (n, h, w, _) = maps[0].dims();
+        let dims = (n, h, w, self.result);
+        self.apply(maps, &[], dims)
+    }
+}
+
+impl Kernel for Stretches {
+    const NAME: &'static str = "stretches";
+    const KEEPS: Keeps = NOTHING;
+
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+        let used: usize = self.stretches.iter().map(|stretch| stretch.2).sum();
+        let pixels = maps[0].len() / self.channels[0].max(1);
+        let mut ys = take::<T>(pixels * self.result);
+        chunks(&mut ys, PIXELS * self.result, |i, ys| {
+            if used < self.result {
+                ys.fill(T::default());
+            }
+            for ((xs, &channels), &(from, to, len)) in maps.iter().zip(&self.channels).zip(&self.stretches) {
+                let xs = xs[i * PIXELS * channels..].chunks_exact(channels.max(1));
+                for (y, x) in ys.chunks_exact_mut(self.result).zip(xs) {
+                    y[to..to + len].copy_from_slice(&x[from..from + len]);
+                }
+            }
+        });
+        ys
+    }
+
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+        let dys: &[T] = call.gradient;
+        let pixels = dys.len() / self.result.max(1);
+        let of_map = |((&wanted, &channels), &(from, to, len)): ((&bool, &usize), &(usize, usize, usize))| {
+            wanted.then(|| {
+                let mut dxs = take::<T>(pixels * channels);
+                chunks(&mut dxs, PIXELS * channels, |i, dxs| {
+                    if len < channels {
+                        dxs.fill(T::default());
+                    }
+                    let dys = dys[i * PIXELS * self.result..].chunks_exact(self.result);
+                    for (dx, dy) in dxs.chunks_exact_mut(channels).zip(dys) {
+                        dx[from..from + len].copy_from_slice(&dy[to..to + len]);
+                    }
+                });
+                dxs
+            })
+        };
+        (call.of_map.iter().zip(&self.channels).zip(&self.stretches).map(of_map).collect(), Vec::new())
+    }
+}
+
+/// A result in each stretch of which element `i` is the stretch's element `self.0[i]`; a permutation.
+struct Permuted(Vec<usize>);
+
+impl Permuted {
+    /// Elements of a task: whole stretches.
+    fn task(&self) -> usize {
+        self.0.len() * (8192 / self.0.len().max(1)).max(1)
+    }
+}
+
+impl Kernel for Permuted {
+    const NAME: &'static str = "permuted";
+    const KEEPS: Keeps = NOTHING;
+
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+        let (len, xs) = (self.0.len(), maps[0]);
+        let mut ys = take::<T>(xs.len());
+        chunks(&mut ys, self.task(), |i, ys| {
+            let xs = xs[i * self.task()..].chunks_exact(len);
+            for (ys, xs) in ys.chunks_exact_mut(len).zip(xs) {
+                for (y, &from) in ys.iter_mut().zip(&self.0) {
+                    *y = xs[from];
+                }
+            }
+        });
+        ys
+    }
+
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+        let (len, dys): (_, &[T]) = (self.0.len(), call.gradient);
+        let mut dxs = take::<T>(dys.len());
+        chunks(&mut dxs, self.task(), |i, dxs| {
+            let dys = dys[i * self.task()..].chunks_exact(len);
+            for (dxs, dys) in dxs.chunks_exact_mut(len).zip(dys) {
+                for (&dy, &from) in dys.iter().zip(&self.0) {
+                    dxs[from] = dy;
+                }
+            }
+        });
+        (vec![Some(dxs)], Vec::new())
     }
 }

@@ -1,6 +1,6 @@
 //! The one place where a path or an instruction set is chosen.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use std::cell::Cell;
 use std::sync::OnceLock;
 
@@ -29,9 +29,9 @@ pub fn with_reference<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// The path for an operator whose activations are `xs`.
-pub fn path(xs: &Tensor) -> Path {
-    let kernels = matches!(xs.device(), Device::Cpu) && matches!(xs.dtype(), DType::F32 | DType::BF16);
+/// The path for an operator on maps of an element type on a device.
+pub fn path(device: &Device, dtype: DType) -> Path {
+    let kernels = matches!(device, Device::Cpu) && matches!(dtype, DType::F32 | DType::BF16);
     if kernels && !REFERENCE_ONLY.get() { Path::Cpu } else { Path::Reference }
 }
 

@@ -1,10 +1,15 @@
 //! Dropout and drop-path, with masks from a seeded source.
 
 use crate::FeatureMap;
+use crate::element::Element;
 use crate::feature_map::View;
+use crate::parallel::chunks;
+use crate::pool::take;
 use crate::rng::Noise;
+use crate::simd::multiversion;
+use crate::slot::{Backward, Gradients, Keeps, Kernel};
 use crate::trace::Step;
-use candle_core::{Result, bail};
+use candle_core::{Device, Result, bail};
 
 /// Zeroes each element with probability `p` and divides the others by `1 - p` (Srivastava et al. 2014, in the
 /// inverted form of PyTorch). The identity without `train`.
@@ -37,14 +42,65 @@ fn masked(
     if !(0.0..1.0).contains(&p) {
         bail!("{kind}: a probability of {p}; it must be at least 0 and less than 1");
     }
-    match xs.view() {
+    let apply = train && p > 0.0;
+    match xs.view()? {
         View::Traced(t) => Ok(FeatureMap::traced_step(t, t.dims, Step::new(kind))),
-        View::Stored(stored) => {
-            if !train || p == 0.0 {
-                return Ok(xs.clone());
-            }
-            let mask = noise.keep_mask(shape, 1.0 - p, stored.device())?.to_dtype(stored.dtype())?;
-            Ok(FeatureMap::stored(stored.broadcast_mul(&mask)?))
+        _ if !apply => Ok(xs.clone()),
+        View::Reference(xs) => {
+            let mask = noise.keep_mask(shape, 1.0 - p, xs.device())?.to_dtype(xs.dtype())?;
+            Ok(FeatureMap::stored(xs.broadcast_mul(&mask)?))
         }
+        View::Cpu(xs) => {
+            let mask = noise.keep_mask(shape, 1.0 - p, &Device::Cpu)?.flatten_all()?.to_vec1()?;
+            Ok(FeatureMap::slot(Mask(mask).apply(&[&xs], &[], xs.dims())?))
+        }
+    }
+}
+
+/// What elements are multiplied by: each value serves as many neighbours as there are elements to a value.
+struct Mask(Vec<f32>);
+
+impl Mask {
+    const CHUNK: usize = 16 * 1024;
+
+    fn multiply<T: Element>(&self, xs: &mut [T]) {
+        let per_value = xs.len() / self.0.len().max(1);
+        chunks(xs, Self::CHUNK * per_value, |i, xs| {
+            let mask = &self.0[i * Self::CHUNK..];
+            if per_value == 1 {
+                scale(xs, mask);
+            } else {
+                for (xs, &factor) in xs.chunks_exact_mut(per_value).zip(mask) {
+                    for x in xs {
+                        *x = T::from_f32(x.to_f32() * factor);
+                    }
+                }
+            }
+        });
+    }
+}
+
+multiversion! {
+    fn scale<T: Element>(xs: &mut [T], factors: &[f32]) {
+        for (x, &factor) in xs.iter_mut().zip(factors) {
+            *x = T::from_f32(x.to_f32() * factor);
+        }
+    }
+}
+
+impl Kernel for Mask {
+    const NAME: &'static str = "dropout";
+    const KEEPS: Keeps = Keeps { inputs: false, output: false };
+
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+        let mut ys = take::<T>(maps[0].len());
+        ys.copy_from_slice(maps[0]);
+        self.multiply(&mut ys);
+        ys
+    }
+
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+        self.multiply(call.gradient);
+        (vec![Some(std::mem::take(call.gradient))], Vec::new())
     }
 }

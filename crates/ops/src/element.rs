@@ -1,6 +1,8 @@
 //! The two element types of the CPU kernels, and access to the slices behind candle tensors.
 
+use crate::pool::Pool;
 use crate::simd::multiversion;
+use crate::slot::Values;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
 use half::bf16;
 use std::ops::Deref;
@@ -13,6 +15,11 @@ pub(crate) trait Element: WithDType + Default {
     fn as_f32(xs: &[Self]) -> Option<&[f32]>;
     fn as_f32_mut(xs: &mut [Self]) -> Option<&mut [f32]>;
     fn slice(storage: &CpuStorage) -> Option<&[Self]>;
+    fn of_values(values: &Values) -> Option<&[Self]>;
+    fn of_values_mut(values: &mut Values) -> Option<&mut Vec<Self>>;
+    fn into_values(values: Vec<Self>) -> Values;
+    /// Free buffers.
+    fn pool() -> &'static Pool<Self>;
     /// A weight as this element type sees it.
     #[inline(always)]
     fn round(x: f32) -> f32 {
@@ -41,6 +48,25 @@ impl Element for f32 {
             _ => None,
         }
     }
+    fn of_values(values: &Values) -> Option<&[Self]> {
+        match values {
+            Values::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+    fn of_values_mut(values: &mut Values) -> Option<&mut Vec<Self>> {
+        match values {
+            Values::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+    fn into_values(values: Vec<Self>) -> Values {
+        Values::F32(values)
+    }
+    fn pool() -> &'static Pool<Self> {
+        static POOL: Pool<f32> = Pool::new();
+        &POOL
+    }
 }
 
 impl Element for bf16 {
@@ -67,6 +93,25 @@ impl Element for bf16 {
             CpuStorage::BF16(v) => Some(v),
             _ => None,
         }
+    }
+    fn of_values(values: &Values) -> Option<&[Self]> {
+        match values {
+            Values::BF16(values) => Some(values),
+            _ => None,
+        }
+    }
+    fn of_values_mut(values: &mut Values) -> Option<&mut Vec<Self>> {
+        match values {
+            Values::BF16(values) => Some(values),
+            _ => None,
+        }
+    }
+    fn into_values(values: Vec<Self>) -> Values {
+        Values::BF16(values)
+    }
+    fn pool() -> &'static Pool<Self> {
+        static POOL: Pool<bf16> = Pool::new();
+        &POOL
     }
 }
 

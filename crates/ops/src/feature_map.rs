@@ -1,13 +1,19 @@
 //! The type that flows through a network.
 
+use crate::dispatch::{Path, path};
+use crate::element::Element;
+use crate::parallel::chunks;
+use crate::pool;
+use crate::slot::Slot;
 use crate::trace::{Step, Trace, Traced};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// A batch of feature maps: `n` images of `h` by `w` pixels with `c` channels.
 ///
 /// How it is stored is hidden, so that it can change without touching a model; today the channels of a pixel
-/// lie side by side (NHWC). Flat features are maps of 1 by 1 pixels. A map can also be *traced*: it then has
-/// dimensions but no elements, see [`crate::trace`].
+/// lie side by side (NHWC), for the CPU kernels beside candle's graph and for the reference in a tensor. Flat
+/// features are maps of 1 by 1 pixels. A map can also be *traced*: it then has dimensions but no elements, see
+/// [`crate::trace`].
 #[derive(Debug, Clone)]
 pub struct FeatureMap(Inner);
 
@@ -15,12 +21,14 @@ pub struct FeatureMap(Inner);
 enum Inner {
     /// [n, h, w, c], contiguous.
     Stored(Tensor),
+    Slot(Slot),
     Traced(Box<Traced>),
 }
 
-/// Either kind of map, for an operator to match on.
+/// A map as an operator takes it: for the path that is chosen, or traced.
 pub(crate) enum View<'a> {
-    Stored(&'a Tensor),
+    Reference(Tensor),
+    Cpu(Slot),
     Traced(&'a Traced),
 }
 
@@ -30,13 +38,15 @@ impl FeatureMap {
     /// # Errors
     /// If the tensor has another rank.
     pub fn from_nchw(xs: &Tensor) -> Result<Self> {
-        match *xs.dims() {
-            [n, c] => Ok(Self::stored(xs.reshape((n, 1, 1, c))?.contiguous()?)),
-            [n, c, h, w] if c == 1 || (h == 1 && w == 1) => {
-                Ok(Self::stored(xs.contiguous()?.reshape((n, h, w, c))?))
-            }
-            [_, _, _, _] => Ok(Self::stored(xs.permute((0, 2, 3, 1))?.contiguous()?)),
+        let stored = match *xs.dims() {
+            [n, c] => xs.reshape((n, 1, 1, c))?.contiguous()?,
+            [n, c, h, w] if c == 1 || (h == 1 && w == 1) => xs.contiguous()?.reshape((n, h, w, c))?,
+            [_, _, _, _] => xs.permute((0, 2, 3, 1))?.contiguous()?,
             _ => bail!("expected images of shape [n, c, h, w], found {:?}", xs.dims()),
+        };
+        match path(stored.device(), stored.dtype()) {
+            Path::Cpu => Ok(Self::slot(Slot::enter(&stored)?)),
+            Path::Reference => Ok(Self::stored(stored)),
         }
     }
 
@@ -61,16 +71,18 @@ impl FeatureMap {
         // A byte has 256 values, so normalising is a table look-up per channel.
         let tables: Vec<[f32; 256]> =
             (0..c).map(|ch| std::array::from_fn(|byte| (byte as f32 / 255.0 - mean[ch]) / std[ch])).collect();
-        let mut values = crate::parallel::buffer::<f32>(pixels.len());
-        crate::parallel::chunks(&mut values, (h * w * c).max(1), |i, image| {
-            let bytes = &pixels[i * h * w * c..][..image.len()];
-            for (value, byte) in image.chunks_exact_mut(c).zip(bytes.chunks_exact(c)) {
-                for ((v, &b), table) in value.iter_mut().zip(byte).zip(&tables) {
-                    *v = table[b as usize];
-                }
+        match (path(device, dtype), dtype) {
+            (Path::Cpu, DType::BF16) => {
+                Ok(Self::slot(Slot::constant(dims, normalised::<half::bf16>(pixels, h * w * c, &tables))?))
             }
-        });
-        Ok(Self::stored(Tensor::from_vec(values, dims, device)?.to_dtype(dtype)?))
+            (Path::Cpu, _) => {
+                Ok(Self::slot(Slot::constant(dims, normalised::<f32>(pixels, h * w * c, &tables))?))
+            }
+            (Path::Reference, _) => {
+                let values = normalised::<f32>(pixels, h * w * c, &tables);
+                Ok(Self::stored(Tensor::from_vec(values, dims, device)?.to_dtype(dtype)?))
+            }
+        }
     }
 
     /// A map of (n, h, w, c) that has no elements and records what is done to it.
@@ -84,13 +96,7 @@ impl FeatureMap {
     /// # Errors
     /// If candle's permutation fails.
     pub fn to_nchw(&self) -> Result<Tensor> {
-        match &self.0 {
-            Inner::Stored(xs) => xs.permute((0, 3, 1, 2))?.contiguous(),
-            Inner::Traced(t) => {
-                let (n, h, w, c) = t.dims;
-                Tensor::zeros((n, c, h, w), t.dtype, &t.device)
-            }
-        }
+        self.tensor()?.permute((0, 3, 1, 2))?.contiguous()
     }
 
     /// The ordinary tensor [n, c] of a map of 1 by 1 pixels, in f32 (f64 stays). Differentiable. This is how
@@ -104,10 +110,7 @@ impl FeatureMap {
             bail!("logits come from a map of 1x1 pixels, found {h}x{w}");
         }
         let dtype = if self.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        match &self.0 {
-            Inner::Stored(xs) => xs.reshape((n, c))?.to_dtype(dtype),
-            Inner::Traced(t) => Tensor::zeros((n, c), dtype, &t.device),
-        }
+        self.tensor()?.reshape((n, c))?.to_dtype(dtype)
     }
 
     /// (n, h, w, c).
@@ -118,6 +121,7 @@ impl FeatureMap {
                 [n, h, w, c] => (n, h, w, c),
                 _ => (0, 0, 0, 0),
             },
+            Inner::Slot(slot) => slot.dims(),
             Inner::Traced(t) => t.dims,
         }
     }
@@ -126,6 +130,7 @@ impl FeatureMap {
     pub fn dtype(&self) -> DType {
         match &self.0 {
             Inner::Stored(xs) => xs.dtype(),
+            Inner::Slot(slot) => slot.dtype(),
             Inner::Traced(t) => t.dtype,
         }
     }
@@ -134,6 +139,7 @@ impl FeatureMap {
     pub fn device(&self) -> &Device {
         match &self.0 {
             Inner::Stored(xs) => xs.device(),
+            Inner::Slot(_) => &Device::Cpu,
             Inner::Traced(t) => &t.device,
         }
     }
@@ -144,12 +150,22 @@ impl FeatureMap {
     /// If the device cannot convert.
     pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
         match &self.0 {
-            Inner::Stored(xs) => Ok(Self::stored(xs.to_dtype(dtype)?)),
+            _ if self.dtype() == dtype => Ok(self.clone()),
             Inner::Traced(t) => {
                 let mut t = t.clone();
                 t.dtype = dtype;
                 Ok(Self(Inner::Traced(t)))
             }
+            _ => Ok(Self::stored(self.tensor()?.to_dtype(dtype)?)),
+        }
+    }
+
+    /// The elements as a tensor [n, h, w, c]; zeros of a traced map.
+    fn tensor(&self) -> Result<Tensor> {
+        match &self.0 {
+            Inner::Stored(xs) => Ok(xs.clone()),
+            Inner::Slot(slot) => slot.tensor(),
+            Inner::Traced(t) => Tensor::zeros(t.dims, t.dtype, &t.device),
         }
     }
 
@@ -171,11 +187,17 @@ impl FeatureMap {
         Self(Inner::Stored(xs))
     }
 
-    pub(crate) fn view(&self) -> View<'_> {
-        match &self.0 {
-            Inner::Stored(xs) => View::Stored(xs),
-            Inner::Traced(t) => View::Traced(t),
-        }
+    pub(crate) fn slot(slot: Slot) -> Self {
+        Self(Inner::Slot(slot))
+    }
+
+    pub(crate) fn view(&self) -> Result<View<'_>> {
+        Ok(match (&self.0, path(self.device(), self.dtype())) {
+            (Inner::Traced(t), _) => View::Traced(t),
+            (Inner::Slot(slot), Path::Cpu) => View::Cpu(slot.clone()),
+            (Inner::Stored(xs), Path::Cpu) => View::Cpu(Slot::enter(xs)?),
+            (_, Path::Reference) => View::Reference(self.tensor()?),
+        })
     }
 
     /// The traced map behind this one after an operator, for operators of one input.
@@ -186,4 +208,18 @@ impl FeatureMap {
     pub(crate) fn from_traced(t: Traced) -> Self {
         Self(Inner::Traced(Box::new(t)))
     }
+}
+
+/// The values of pixels, by a table for each channel; `image` elements at a time.
+fn normalised<T: Element>(pixels: &[u8], image: usize, tables: &[[f32; 256]]) -> Vec<T> {
+    let mut values = pool::take::<T>(pixels.len());
+    chunks(&mut values, image, |i, values| {
+        let bytes = &pixels[i * image..][..values.len()];
+        for (value, byte) in values.chunks_exact_mut(tables.len()).zip(bytes.chunks_exact(tables.len())) {
+            for ((v, &b), table) in value.iter_mut().zip(byte).zip(tables) {
+                *v = T::from_f32(table[b as usize]);
+            }
+        }
+    });
+    values
 }

@@ -28,9 +28,11 @@ pub mod max_pool;
 #[cfg(feature = "mimalloc")]
 pub mod memory;
 mod parallel;
+mod pool;
 pub mod rng;
 pub mod sgd;
 mod simd;
+mod slot;
 mod taps;
 pub mod trace;
 mod window;

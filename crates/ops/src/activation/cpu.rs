@@ -1,10 +1,12 @@
 //! Activation kernels, and the scalar functions that fused operators inline.
 
 use super::Activation;
-use crate::element::{Element, Elements, by_element, operand};
-use crate::parallel::{buffer, chunks};
+use crate::element::Element;
+use crate::parallel::chunks;
+use crate::pool::take;
 use crate::simd::multiversion;
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot};
+use candle_core::Result;
 
 /// An activation as a type of its own, so that loops over it compile without a branch.
 pub(crate) trait Function: Copy + Send + Sync {
@@ -106,30 +108,32 @@ pub(crate) use by_activation;
 
 const CHUNK: usize = 16 * 1024;
 
-pub(super) fn activation(xs: &Tensor, activation: Activation) -> Result<Tensor> {
-    xs.contiguous()?.apply_op1(Op(activation))
+pub(super) fn activation(xs: &Slot, activation: Activation) -> Result<Slot> {
+    Elementwise(activation).apply(&[xs], &[], xs.dims())
 }
 
-struct Op(Activation);
+struct Elementwise(Activation);
 
-fn forward<T: Element>(activation: Activation, xs: &[T]) -> Vec<T> {
-    let mut ys = buffer::<T>(xs.len());
-    chunks(&mut ys, CHUNK, |i, ys| {
-        let xs = &xs[i * CHUNK..][..ys.len()];
-        by_activation!(activation, values::<T>(xs, ys));
-    });
-    ys
-}
+impl Kernel for Elementwise {
+    const NAME: &'static str = "activation";
+    const KEEPS: Keeps = Keeps { inputs: true, output: false };
 
-fn backward<T: Element>(activation: Activation, xs: &Tensor, dys: &Tensor) -> Result<Tensor> {
-    let (x, dy) = (Elements::<T>::of(xs)?, Elements::<T>::of(dys)?);
-    let (x, dy): (&[T], &[T]) = (&x, &dy);
-    let mut dxs = buffer::<T>(x.len());
-    chunks(&mut dxs, CHUNK, |i, dx| {
-        let at = i * CHUNK..i * CHUNK + dx.len();
-        by_activation!(activation, derivatives::<T>(&x[at.clone()], &dy[at], dx));
-    });
-    Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+        let mut ys = take::<T>(maps[0].len());
+        chunks(&mut ys, CHUNK, |i, ys| {
+            let xs = &maps[0][i * CHUNK..][..ys.len()];
+            by_activation!(self.0, values::<T>(xs, ys));
+        });
+        ys
+    }
+
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+        chunks(call.gradient, CHUNK, |i, d| {
+            let x = &call.maps[0][i * CHUNK..][..d.len()];
+            by_activation!(self.0, derivatives::<T>(x, d));
+        });
+        (vec![Some(std::mem::take(call.gradient))], Vec::new())
+    }
 }
 
 multiversion! {
@@ -141,28 +145,10 @@ multiversion! {
 }
 
 multiversion! {
-    fn derivatives<T: Element, F: Function>(f: F, xs: &[T], dys: &[T], dxs: &mut [T]) {
-        for ((d, &x), &dy) in dxs.iter_mut().zip(xs).zip(dys) {
-            *d = T::from_f32(dy.to_f32() * f.derivative(x.to_f32()));
+    /// Turns the gradient of the output into that of the input.
+    fn derivatives<T: Element, F: Function>(f: F, xs: &[T], gradient: &mut [T]) {
+        for (d, &x) in gradient.iter_mut().zip(xs) {
+            *d = T::from_f32(d.to_f32() * f.derivative(x.to_f32()));
         }
-    }
-}
-
-impl CustomOp1 for Op {
-    fn name(&self) -> &'static str {
-        self.0.kind()
-    }
-
-    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let ys = match xs {
-            CpuStorage::BF16(_) => CpuStorage::BF16(forward(self.0, operand(xs, layout)?)),
-            _ => CpuStorage::F32(forward(self.0, operand(xs, layout)?)),
-        };
-        Ok((ys, layout.shape().clone()))
-    }
-
-    fn bwd(&self, xs: &Tensor, _: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
-        let dys = dys.contiguous()?;
-        by_element!(xs.dtype(), backward(self.0, xs, &dys)).map(Some)
     }
 }

@@ -4,7 +4,6 @@ pub(crate) mod cpu;
 mod reference;
 
 use crate::FeatureMap;
-use crate::dispatch::{Path, path};
 use crate::feature_map::View;
 use crate::trace::Step;
 use candle_core::{Result, Tensor};
@@ -54,13 +53,11 @@ impl Activation {
 /// # Errors
 /// If the device cannot compute it.
 pub fn activation(xs: &FeatureMap, activation: Activation) -> Result<FeatureMap> {
-    match xs.view() {
+    match xs.view()? {
         View::Traced(t) => Ok(FeatureMap::traced_step(t, t.dims, Step::new(activation.kind()))),
-        View::Stored(_) if activation == Activation::Identity => Ok(xs.clone()),
-        View::Stored(xs) => Ok(FeatureMap::stored(match path(xs) {
-            Path::Reference => reference(xs, activation)?,
-            Path::Cpu => cpu::activation(xs, activation)?,
-        })),
+        _ if activation == Activation::Identity => Ok(xs.clone()),
+        View::Reference(xs) => Ok(FeatureMap::stored(reference::activation(&xs, activation)?)),
+        View::Cpu(xs) => Ok(FeatureMap::slot(cpu::activation(&xs, activation)?)),
     }
 }
 

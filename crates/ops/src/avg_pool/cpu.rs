@@ -1,24 +1,34 @@
 //! Average pooling, vectorised over channels.
 
 use super::Span;
-use crate::element::{Element, Elements, by_element, operand};
+use crate::element::Element;
 use crate::parallel::{buffer, chunks};
+use crate::pool::take;
 use crate::simd::multiversion;
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use crate::slot::{Backward, Dims, Gradients, Keeps, Kernel, Slot};
+use candle_core::Result;
 
-pub(super) fn avg_pool(xs: &Tensor, rows: Vec<Span>, columns: Vec<Span>) -> Result<Tensor> {
-    xs.contiguous()?.apply_op1(Op { rows, columns })
+pub(super) fn avg_pool(xs: &Slot, rows: Vec<Span>, columns: Vec<Span>) -> Result<Slot> {
+    let (n, _, _, c) = xs.dims();
+    let dims = (n, rows.len(), columns.len(), c);
+    AvgPool { dims: xs.dims(), rows, columns }.apply(&[xs], &[], dims)
 }
 
-struct Op {
+struct AvgPool {
+    /// Of the input.
+    dims: Dims,
     rows: Vec<Span>,
     columns: Vec<Span>,
 }
 
-impl Op {
-    fn forward<T: Element>(&self, xs: &[T], (n, h, w, c): (usize, usize, usize, usize)) -> Vec<T> {
+impl Kernel for AvgPool {
+    const NAME: &'static str = "avg_pool2d";
+    const KEEPS: Keeps = Keeps { inputs: false, output: false };
+
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+        let (xs, (n, h, w, c)) = (maps[0], self.dims);
         let (ho, wo) = (self.rows.len(), self.columns.len());
-        let mut ys = buffer::<T>(n * ho * wo * c);
+        let mut ys = take::<T>(n * ho * wo * c);
         chunks(&mut ys, wo * c, |i, out| {
             let (image, row) = (i / ho, self.rows[i % ho]);
             let mut sum = buffer::<f32>(c);
@@ -35,28 +45,26 @@ impl Op {
         });
         ys
     }
-}
 
-fn backward<T: Element>(op: &Op, xs: &Tensor, dys: &Tensor) -> Result<Tensor> {
-    let (n, h, w, c) = xs.dims4()?;
-    let (ho, wo) = (op.rows.len(), op.columns.len());
-    let dys = Elements::<T>::of(dys)?;
-    let dys: &[T] = &dys;
-    let mut dxs = buffer::<T>(n * h * w * c);
-    chunks(&mut dxs, h * w * c, |image, out| {
-        let mut sums = buffer::<f32>(h * w * c);
-        for (y, row) in op.rows.iter().enumerate() {
-            for (x, column) in op.columns.iter().enumerate() {
-                let dy = &dys[((image * ho + y) * wo + x) * c..][..c];
-                let factor = (1.0 / (row.divisor * column.divisor)) as f32;
-                for at in row.start..row.end {
-                    spread(dy, factor, &mut sums[(at * w + column.start) * c..(at * w + column.end) * c]);
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+        let (dys, (n, h, w, c)): (&[T], _) = (call.gradient, self.dims);
+        let (ho, wo) = (self.rows.len(), self.columns.len());
+        let mut dxs = take::<T>(n * h * w * c);
+        chunks(&mut dxs, h * w * c, |image, out| {
+            let mut sums = buffer::<f32>(h * w * c);
+            for (y, row) in self.rows.iter().enumerate() {
+                for (x, column) in self.columns.iter().enumerate() {
+                    let dy = &dys[((image * ho + y) * wo + x) * c..][..c];
+                    let factor = (1.0 / (row.divisor * column.divisor)) as f32;
+                    for at in row.start..row.end {
+                        spread(dy, factor, &mut sums[(at * w + column.start) * c..(at * w + column.end) * c]);
+                    }
                 }
             }
-        }
-        scale(&sums, 1.0, out);
-    });
-    Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)
+            scale(&sums, 1.0, out);
+        });
+        (vec![Some(dxs)], Vec::new())
+    }
 }
 
 multiversion! {
@@ -84,25 +92,5 @@ multiversion! {
                 *p += d.to_f32() * factor;
             }
         }
-    }
-}
-
-impl CustomOp1 for Op {
-    fn name(&self) -> &'static str {
-        "avg_pool2d"
-    }
-
-    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let dims = layout.shape().dims4()?;
-        let ys = match xs {
-            CpuStorage::BF16(_) => CpuStorage::BF16(self.forward(operand(xs, layout)?, dims)),
-            _ => CpuStorage::F32(self.forward(operand(xs, layout)?, dims)),
-        };
-        Ok((ys, Shape::from((dims.0, self.rows.len(), self.columns.len(), dims.3))))
-    }
-
-    fn bwd(&self, xs: &Tensor, _: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
-        let dys = dys.contiguous()?;
-        by_element!(xs.dtype(), backward(self, xs, &dys)).map(Some)
     }
 }

@@ -4,7 +4,6 @@
 mod cpu;
 mod reference;
 
-use crate::dispatch::{Path, path};
 use crate::feature_map::View;
 use crate::trace::Step;
 use crate::{FeatureMap, Window2d};
@@ -96,11 +95,9 @@ pub fn subsample2d(xs: &FeatureMap, stride: usize) -> Result<FeatureMap> {
 
 fn apply(step: Step, xs: &FeatureMap, rows: Vec<Span>, columns: Vec<Span>) -> Result<FeatureMap> {
     let (n, _, _, c) = xs.dims();
-    match xs.view() {
+    match xs.view()? {
         View::Traced(t) => Ok(FeatureMap::traced_step(t, (n, rows.len(), columns.len(), c), step)),
-        View::Stored(xs) => Ok(FeatureMap::stored(match path(xs) {
-            Path::Reference => reference::avg_pool(xs, &rows, &columns)?,
-            Path::Cpu => cpu::avg_pool(xs, rows, columns)?,
-        })),
+        View::Reference(xs) => Ok(FeatureMap::stored(reference::avg_pool(&xs, &rows, &columns)?)),
+        View::Cpu(xs) => Ok(FeatureMap::slot(cpu::avg_pool(&xs, rows, columns)?)),
     }
 }

@@ -1,11 +1,14 @@
 //! Fused batch normalisation: one pass for the statistics, one for the output, two for the gradients.
 
 use super::{BatchNorm, affine};
+use crate::FeatureMap;
 use crate::activation::{Activation, Function, by_activation, cpu as functions};
-use crate::element::{Element, Elements, operand};
+use crate::element::Element;
 use crate::parallel::{buffer, chunks, map};
+use crate::pool::take;
 use crate::simd::multiversion;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
+use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot};
+use candle_core::{DType, Device, Error, Result, Tensor};
 use std::sync::{Arc, OnceLock};
 
 /// Pixels per block: few enough for a block to stay in cache between its two sweeps.
@@ -13,32 +16,25 @@ const ROWS: usize = 512;
 
 /// The result, and with `train` the batch's mean and biased variance \[c\].
 pub(super) fn batch_norm(
-    xs: &Tensor,
+    xs: &Slot,
     norm: &BatchNorm,
-    residual: Option<&Tensor>,
+    residual: Option<&Slot>,
     activation: Activation,
     train: bool,
-) -> Result<(Tensor, Option<(Tensor, Tensor)>)> {
+) -> Result<(FeatureMap, Option<(Tensor, Tensor)>)> {
+    let fixed = match train {
+        true => None,
+        false => Some(Statistics { mean: floats(&norm.running_mean)?, var: floats(&norm.running_var)? }),
+    };
     let statistics = Arc::new(OnceLock::new());
-    if !train {
-        let fixed = Statistics { mean: floats(&norm.running_mean)?, var: floats(&norm.running_var)? };
-        let _ = statistics.set(fixed);
-    }
-    let op = Op { eps: norm.eps, activation, train, statistics: statistics.clone() };
+    let op = Op { eps: norm.eps, activation, train, fixed, batch: statistics.clone() };
     let affine = affine(norm, DType::F32)?.contiguous()?;
-    let xs = xs.contiguous()?;
-    let ys = match residual {
-        Some(residual) => xs.apply_op3(&affine, &residual.contiguous()?, op)?,
-        None => xs.apply_op2(&affine, op)?,
-    };
-    let batch = match statistics.get() {
-        Some(s) if train => {
-            let tensor = |v: &[f32]| Tensor::from_slice(v, v.len(), &Device::Cpu);
-            Some((tensor(&s.mean)?, tensor(&s.var)?))
-        }
-        _ => None,
-    };
-    Ok((ys, batch))
+    let maps: Vec<&Slot> = std::iter::once(xs).chain(residual).collect();
+    let ys = op.apply(&maps, &[&affine], xs.dims())?;
+    let tensor = |v: &[f32]| Tensor::from_slice(v, v.len(), &Device::Cpu);
+    let batch: Option<&Statistics> = statistics.get();
+    let batch = batch.map(|batch| Ok::<_, Error>((tensor(&batch.mean)?, tensor(&batch.var)?))).transpose()?;
+    Ok((FeatureMap::slot(ys), batch))
 }
 
 fn floats(var: &candle_core::Var) -> Result<Vec<f32>> {
@@ -55,8 +51,10 @@ struct Op {
     eps: f64,
     activation: Activation,
     train: bool,
-    /// Filled by forward when training, before it when not.
-    statistics: Arc<OnceLock<Statistics>>,
+    /// The running statistics, when not training.
+    fixed: Option<Statistics>,
+    /// The batch's, which forward forms when training.
+    batch: Arc<OnceLock<Statistics>>,
 }
 
 /// Per-channel factors of the forward pass.
@@ -77,16 +75,24 @@ impl Op {
         let shift = beta.iter().zip(&statistics.mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
         Factors { inv_std, scale, shift }
     }
+}
 
-    fn forward<T: Element>(&self, xs: &[T], affine: &[f32], residual: Option<&[T]>) -> Vec<T> {
-        let c = affine.len() / 2;
-        let statistics = self.statistics.get_or_init(|| moments(xs, c));
-        let Factors { scale, shift, .. } = self.factors(statistics, affine);
-        let mut ys = buffer::<T>(xs.len());
+impl Kernel for Op {
+    const NAME: &'static str = "batch_norm";
+    const KEEPS: Keeps = Keeps { inputs: true, output: true };
+
+    fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T> {
+        let (xs, c) = (maps[0], params[0].len() / 2);
+        let statistics = match &self.fixed {
+            Some(fixed) => fixed,
+            None => self.batch.get_or_init(|| moments(xs, c)),
+        };
+        let Factors { scale, shift, .. } = self.factors(statistics, params[0]);
+        let mut ys = take::<T>(xs.len());
         chunks(&mut ys, ROWS * c, |i, ys| {
             let at = i * ROWS * c..i * ROWS * c + ys.len();
             let xs = &xs[at.clone()];
-            match residual {
+            match maps.get(1) {
                 Some(r) => {
                     by_activation!(self.activation, normalise_add::<T>(xs, &r[at], &scale, &shift, ys));
                 }
@@ -96,48 +102,31 @@ impl Op {
         ys
     }
 
-    /// Gradients of the input, of the affine parameters and of the residual.
-    fn backward<T: Element>(
-        &self,
-        xs: &Tensor,
-        affine: &Tensor,
-        residual: Option<&Tensor>,
-        ys: &Tensor,
-        dys: &Tensor,
-    ) -> Result<(Tensor, Tensor, Option<Tensor>)> {
-        let Some(statistics) = self.statistics.get() else { bail!("batch_norm: backward before forward") };
-        let (shape, c) = (xs.shape(), xs.dim(3)?);
-        let (x, y, dy) = (Elements::<T>::of(xs)?, Elements::<T>::of(ys)?, Elements::<T>::of(dys)?);
-        let (x, y, dy): (&[T], &[T], &[T]) = (&x, &y, &dy);
-        let affine_values = Elements::<f32>::of(affine)?;
-        let factors = self.factors(statistics, &affine_values);
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+        let (x, y, residual) = (call.maps[0], call.output, call.maps.get(1).copied());
+        let c = call.params[0].len() / 2;
+        // `apply` has run forward before.
+        let Some(statistics) = self.fixed.as_ref().or_else(|| self.batch.get()) else {
+            return (Vec::new(), Vec::new());
+        };
+        let factors = self.factors(statistics, call.params[0]);
         let from_output =
             matches!(self.activation, Activation::Relu | Activation::Relu6 | Activation::Identity);
-        let (dx, sums, dz) = if residual.is_none() && from_output {
+        if residual.is_none() && from_output {
             // The derivative comes from the output and is cheaper to form twice than to store.
+            let dy: &[T] = call.gradient;
             let (dx, sums) =
                 by_activation!(self.activation, gradients::<T>(x, y, dy, self, statistics, &factors));
-            (dx, sums, None)
-        } else {
-            let r = residual.map(Elements::<T>::of).transpose()?;
-            let r: Option<&[T]> = r.as_deref();
-            let mut dz = buffer::<T>(x.len());
-            chunks(&mut dz, ROWS * c, |i, dz| {
-                let at = i * ROWS * c..i * ROWS * c + dz.len();
-                let (x, y, dy) = (&x[at.clone()], &y[at.clone()], &dy[at.clone()]);
-                let r = r.map_or(&[] as &[T], |r| &r[at]);
-                by_activation!(self.activation, through_activation::<T>(x, y, r, dy, &factors, dz));
-            });
-            let (dx, sums) = gradients(functions::Identity, x, y, &dz, self, statistics, &factors);
-            (dx, sums, Some(dz))
-        };
-        let dx = Tensor::from_vec(dx, shape, &Device::Cpu)?;
-        let d_affine = Tensor::from_vec(sums, affine.shape(), &Device::Cpu)?;
-        let dr = match (residual, dz) {
-            (Some(_), Some(dz)) => Some(Tensor::from_vec(dz, shape, &Device::Cpu)?),
-            _ => None,
-        };
-        Ok((dx, d_affine, dr))
+            return (vec![Some(dx)], vec![Some(sums)]);
+        }
+        chunks(call.gradient, ROWS * c, |i, dz| {
+            let at = i * ROWS * c..i * ROWS * c + dz.len();
+            let r = residual.map_or(&[] as &[T], |r| &r[at.clone()]);
+            by_activation!(self.activation, through_activation::<T>(&x[at.clone()], &y[at], r, &factors, dz));
+        });
+        let (dx, sums) = gradients(functions::Identity, x, y, call.gradient, self, statistics, &factors);
+        let dr = residual.map(|_| Some(std::mem::take(call.gradient)));
+        (std::iter::once(Some(dx)).chain(dr).collect(), vec![Some(sums)])
     }
 }
 
@@ -200,7 +189,7 @@ fn gradients<T: Element, F: Function>(
         slope[ch] = (-scale * s * s * dot[ch] * moving) as f32;
         offset[ch] = (-scale * sum[ch] * moving) as f32;
     }
-    let mut dx = buffer::<T>(x.len());
+    let mut dx = take::<T>(x.len());
     chunks(&mut dx, ROWS * c, |i, dx| {
         let at = i * ROWS * c..i * ROWS * c + dx.len();
         let lines = Lines { mean: &statistics.mean, scale: &factors.scale, slope: &slope, offset: &offset };
@@ -264,13 +253,14 @@ multiversion! {
 }
 
 multiversion! {
-    /// `dz = dy · f'`, with f' from the output where that tells, else from the recomputed input of f.
+    /// Turns `dy` into `dz = dy · f'`, with f' from the output where that tells, else from the recomputed input
+    /// of f.
     fn through_activation<T: Element, F: Function>(
-        f: F, xs: &[T], ys: &[T], rs: &[T], dys: &[T], factors: &Factors, dz: &mut [T]
+        f: F, xs: &[T], ys: &[T], rs: &[T], factors: &Factors, dz: &mut [T]
     ) {
         if F::FROM_OUTPUT {
-            for ((d, &y), &dy) in dz.iter_mut().zip(ys).zip(dys) {
-                *d = T::from_f32(dy.to_f32() * f.derivative(y.to_f32()));
+            for (d, &y) in dz.iter_mut().zip(ys) {
+                *d = T::from_f32(d.to_f32() * f.derivative(y.to_f32()));
             }
             return;
         }
@@ -280,7 +270,7 @@ multiversion! {
             let r = rs.get(i * c..(i + 1) * c);
             for ch in 0..c {
                 let z = x[ch].to_f32() * scale[ch] + shift[ch] + r.map_or(0.0, |r| r[ch].to_f32());
-                d[ch] = T::from_f32(dys[i * c + ch].to_f32() * f.derivative(z));
+                d[ch] = T::from_f32(d[ch].to_f32() * f.derivative(z));
             }
         }
     }
@@ -314,84 +304,5 @@ multiversion! {
                 dx[ch] = T::from_f32(scale[ch] * dz + slope[ch] * (x[ch].to_f32() - mean[ch]) + offset[ch]);
             }
         }
-    }
-}
-
-impl CustomOp2 for Op {
-    fn name(&self) -> &'static str {
-        "batch_norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        lx: &Layout,
-        a: &CpuStorage,
-        la: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let affine = operand(a, la)?;
-        let ys = match xs {
-            CpuStorage::BF16(_) => CpuStorage::BF16(self.forward(operand(xs, lx)?, affine, None)),
-            _ => CpuStorage::F32(self.forward(operand(xs, lx)?, affine, None)),
-        };
-        Ok((ys, lx.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        a: &Tensor,
-        ys: &Tensor,
-        dys: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dys = dys.contiguous()?;
-        let backward = match xs.dtype() {
-            DType::BF16 => Self::backward::<half::bf16>,
-            _ => Self::backward::<f32>,
-        };
-        let (dx, da, _) = backward(self, xs, a, None, ys, &dys)?;
-        Ok((Some(dx), Some(da)))
-    }
-}
-
-impl CustomOp3 for Op {
-    fn name(&self) -> &'static str {
-        "batch_norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        lx: &Layout,
-        a: &CpuStorage,
-        la: &Layout,
-        r: &CpuStorage,
-        lr: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let affine = operand(a, la)?;
-        let ys = match xs {
-            CpuStorage::BF16(_) => {
-                CpuStorage::BF16(self.forward(operand(xs, lx)?, affine, Some(operand(r, lr)?)))
-            }
-            _ => CpuStorage::F32(self.forward(operand(xs, lx)?, affine, Some(operand(r, lr)?))),
-        };
-        Ok((ys, lx.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        a: &Tensor,
-        r: &Tensor,
-        ys: &Tensor,
-        dys: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dys = dys.contiguous()?;
-        let backward = match xs.dtype() {
-            DType::BF16 => Self::backward::<half::bf16>,
-            _ => Self::backward::<f32>,
-        };
-        let (dx, da, dr) = backward(self, xs, a, Some(r), ys, &dys)?;
-        Ok((Some(dx), Some(da), dr))
     }
 }

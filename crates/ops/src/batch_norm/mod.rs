@@ -5,7 +5,6 @@ mod reference;
 
 use crate::FeatureMap;
 use crate::activation::Activation;
-use crate::dispatch::{Path, path};
 use crate::feature_map::View;
 use crate::trace::Step;
 use candle_core::{DType, Result, Tensor, Var, bail};
@@ -52,28 +51,31 @@ pub fn batch_norm(
     {
         bail!("batch_norm: residual {:?} on a map of {:?} (n, h, w, c)", residual.dims(), xs.dims());
     }
-    let stored = match xs.view() {
-        View::Stored(stored) => stored,
-        View::Traced(t) => return Ok(traced(t, norm, residual, activation)),
-    };
-    if train && n * h * w == 1 {
+    if train && n * h * w == 1 && !xs.is_traced() {
         bail!("batch_norm: training needs more than one value per channel, found a map of {n}x{h}x{w}");
     }
-    let residual = match residual.map(FeatureMap::view) {
-        Some(View::Stored(residual)) => Some(residual),
-        Some(View::Traced(_)) => bail!("batch_norm: the residual is traced and the input is not"),
-        None => None,
-    };
-    let (ys, statistics) = match path(stored) {
-        Path::Reference => reference::batch_norm(stored, norm, residual, activation, train)?,
-        Path::Cpu => cpu::batch_norm(stored, norm, residual, activation, train)?,
+    let (ys, statistics) = match (xs.view()?, residual.map(FeatureMap::view).transpose()?) {
+        (View::Traced(t), _) => return traced(t, norm, residual, activation),
+        (View::Reference(xs), None) => {
+            let (ys, statistics) = reference::batch_norm(&xs, norm, None, activation, train)?;
+            (FeatureMap::stored(ys), statistics)
+        }
+        (View::Reference(xs), Some(View::Reference(residual))) => {
+            let (ys, statistics) = reference::batch_norm(&xs, norm, Some(&residual), activation, train)?;
+            (FeatureMap::stored(ys), statistics)
+        }
+        (View::Cpu(xs), None) => cpu::batch_norm(&xs, norm, None, activation, train)?,
+        (View::Cpu(xs), Some(View::Cpu(residual))) => {
+            cpu::batch_norm(&xs, norm, Some(&residual), activation, train)?
+        }
+        _ => bail!("batch_norm: a residual of another kind: traced or not, or of another dtype or device"),
     };
     if let Some((mean, var)) = statistics {
         let count = (n * h * w) as f64;
         update(&norm.running_mean, &mean, norm.momentum)?;
         update(&norm.running_var, &(var * (count / (count - 1.0)))?, norm.momentum)?;
     }
-    Ok(FeatureMap::stored(ys))
+    Ok(ys)
 }
 
 fn update(running: &Var, new: &Tensor, momentum: f64) -> Result<()> {
@@ -86,17 +88,17 @@ fn traced(
     norm: &BatchNorm,
     residual: Option<&FeatureMap>,
     activation: Activation,
-) -> FeatureMap {
+) -> Result<FeatureMap> {
     let params = |p: &Option<Tensor>| p.as_ref().map_or(0, Tensor::elem_count);
     let step = Step { params: params(&norm.weight) + params(&norm.bias), ..Step::new("batch_norm") };
     let mut out = t.step(t.dims, step);
-    if let Some(View::Traced(r)) = residual.map(FeatureMap::view) {
+    if let Some(View::Traced(r)) = residual.map(FeatureMap::view).transpose()? {
         out = out.join(std::iter::once(r)).step(t.dims, Step::new("add"));
     }
     if activation != Activation::Identity {
         out = out.step(t.dims, Step::new(activation.kind()));
     }
-    FeatureMap::from_traced(out)
+    Ok(FeatureMap::from_traced(out))
 }
 
 /// γ and β as one differentiable tensor [2, c] in `dtype`.

@@ -3,7 +3,6 @@
 mod cpu;
 mod reference;
 
-use crate::dispatch::{Path, path};
 use crate::feature_map::View;
 use crate::trace::Step;
 use crate::{FeatureMap, Window2d};
@@ -142,8 +141,7 @@ fn apply(
     bias: Option<&Tensor>,
     geometry: Geometry,
 ) -> Result<FeatureMap> {
-    let stored = match xs.view() {
-        View::Stored(stored) => stored,
+    match xs.view()? {
         View::Traced(t) => {
             let (h, w) = geometry.out;
             let step = Step {
@@ -153,12 +151,9 @@ fn apply(
                 params: weight.elem_count() + bias.map_or(0, Tensor::elem_count),
                 macs: geometry.macs_per_image(),
             };
-            return Ok(FeatureMap::traced_step(t, (geometry.n, h, w, geometry.c_out), step));
+            Ok(FeatureMap::traced_step(t, (geometry.n, h, w, geometry.c_out), step))
         }
-    };
-    let ys = match path(stored) {
-        Path::Reference => reference::conv2d(stored, weight, bias, &geometry)?,
-        Path::Cpu => cpu::conv2d(stored, weight, bias, geometry)?,
-    };
-    Ok(FeatureMap::stored(ys))
+        View::Reference(xs) => Ok(FeatureMap::stored(reference::conv2d(&xs, weight, bias, &geometry)?)),
+        View::Cpu(xs) => Ok(FeatureMap::slot(cpu::conv2d(&xs, weight, bias, geometry)?)),
+    }
 }

@@ -29,7 +29,7 @@ pub fn cross_entropy(
     class_weights: Option<&Tensor>,
 ) -> Result<Tensor> {
     let weights = term_weights(logits, targets, label_smoothing, class_weights)?;
-    match path(logits) {
+    match path(logits.device(), logits.dtype()) {
         Path::Cpu if logits.dtype() == DType::F32 => cpu::weighted_nll(logits, &weights),
         _ => {
             let log_p = candle_nn::ops::log_softmax(logits, D::Minus1)?;

@@ -4,7 +4,6 @@ mod cpu;
 mod reference;
 
 use crate::FeatureMap;
-use crate::dispatch::{Path, path};
 use crate::feature_map::View;
 use crate::trace::Step;
 use candle_core::{Result, bail};
@@ -32,11 +31,9 @@ pub fn local_response_norm(xs: &FeatureMap, norm: &LocalResponseNorm) -> Result<
     if norm.size == 0 {
         bail!("local_response_norm: a neighbourhood of 0 channels");
     }
-    match xs.view() {
+    match xs.view()? {
         View::Traced(t) => Ok(FeatureMap::traced_step(t, t.dims, Step::new("local_response_norm"))),
-        View::Stored(xs) => Ok(FeatureMap::stored(match path(xs) {
-            Path::Reference => reference::local_response_norm(xs, norm)?,
-            Path::Cpu => cpu::local_response_norm(xs, *norm)?,
-        })),
+        View::Reference(xs) => Ok(FeatureMap::stored(reference::local_response_norm(&xs, norm)?)),
+        View::Cpu(xs) => Ok(FeatureMap::slot(cpu::local_response_norm(&xs, *norm)?)),
     }
 }

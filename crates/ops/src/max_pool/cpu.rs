@@ -1,28 +1,33 @@
 //! Max pooling, vectorised over channels; forward remembers which tap won.
 
 use crate::Window2d;
-use crate::element::{Element, Elements, by_element, operand};
+use crate::element::{Element, store};
 use crate::parallel::{buffer, chunks};
+use crate::pool::take;
 use crate::simd::multiversion;
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
+use crate::slot::{Backward, Dims, Gradients, Keeps, Kernel, Slot};
+use candle_core::{Result, bail};
 use rayon::prelude::*;
-use std::sync::OnceLock;
 
-pub(super) fn max_pool2d(xs: &Tensor, window: &Window2d, out: (usize, usize)) -> Result<Tensor> {
+pub(super) fn max_pool2d(xs: &Slot, window: &Window2d, out: (usize, usize)) -> Result<Slot> {
     if window.kernel.0 * window.kernel.1 > usize::from(u16::MAX) {
         bail!("max_pool2d: a kernel of {:?} has too many taps", window.kernel);
     }
-    xs.contiguous()?.apply_op1(Op { window: *window, out, winners: OnceLock::new() })
+    let (n, _, _, c) = xs.dims();
+    let pool = MaxPool { window: *window, dims: xs.dims(), out, winners: Vec::new() };
+    pool.apply(&[xs], &[], (n, out.0, out.1, c))
 }
 
-struct Op {
+struct MaxPool {
     window: Window2d,
+    /// Of the input.
+    dims: Dims,
     out: (usize, usize),
     /// For each output element the tap that won, in row-major order of the window.
-    winners: OnceLock<Vec<u16>>,
+    winners: Vec<u16>,
 }
 
-impl Op {
+impl MaxPool {
     /// Calls `f(tap, first element of the input pixel)` for each tap inside the image at output (y, x).
     #[inline(always)]
     fn for_each_tap(
@@ -46,11 +51,16 @@ impl Op {
             }
         }
     }
+}
 
-    fn forward<T: Element>(&self, xs: &[T], dims: (usize, usize, usize, usize)) -> Vec<T> {
-        let ((n, h, w, c), (ho, wo)) = (dims, self.out);
+impl Kernel for MaxPool {
+    const NAME: &'static str = "max_pool2d";
+    const KEEPS: Keeps = Keeps { inputs: false, output: false };
+
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+        let (xs, (n, h, w, c), (ho, wo)) = (maps[0], self.dims, self.out);
         let row = wo * c;
-        let mut ys = buffer::<T>(n * ho * row);
+        let mut ys = take::<T>(n * ho * row);
         let mut winners = buffer::<u16>(ys.len());
         if row > 0 {
             let rows = ys.par_chunks_mut(row).zip(winners.par_chunks_mut(row)).enumerate();
@@ -73,32 +83,28 @@ impl Op {
                 }
             });
         }
-        let _ = self.winners.set(winners);
+        self.winners = winners;
         ys
     }
-}
 
-fn backward<T: Element>(op: &Op, xs: &Tensor, dys: &Tensor) -> Result<Tensor> {
-    let (n, h, w, c) = xs.dims4()?;
-    let (ho, wo) = op.out;
-    let Some(winners) = op.winners.get() else { bail!("max_pool2d: backward before forward") };
-    let dys = Elements::<T>::of(dys)?;
-    let dys: &[T] = &dys;
-    let mut dxs = buffer::<T>(n * h * w * c);
-    chunks(&mut dxs, h * w * c, |image, out| {
-        let mut sums = buffer::<f32>(h * w * c);
-        for y in 0..ho {
-            for x in 0..wo {
-                let at = ((image * ho + y) * wo + x) * c;
-                let (dy, winners) = (&dys[at..][..c], &winners[at..][..c]);
-                op.for_each_tap((h, w, c), y, x, |tap, at| add_where(dy, winners, tap, &mut sums[at..][..c]));
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+        let (dys, (n, h, w, c), (ho, wo)): (&[T], _, _) = (call.gradient, self.dims, self.out);
+        let mut dxs = take::<T>(n * h * w * c);
+        chunks(&mut dxs, h * w * c, |image, out| {
+            let mut sums = buffer::<f32>(h * w * c);
+            for y in 0..ho {
+                for x in 0..wo {
+                    let at = ((image * ho + y) * wo + x) * c;
+                    let (dy, winners) = (&dys[at..][..c], &self.winners[at..][..c]);
+                    self.for_each_tap((h, w, c), y, x, |tap, at| {
+                        add_where(dy, winners, tap, &mut sums[at..][..c]);
+                    });
+                }
             }
-        }
-        for (o, s) in out.iter_mut().zip(sums) {
-            *o = T::from_f32(s);
-        }
-    });
-    Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)
+            store(out, &sums);
+        });
+        (vec![Some(dxs)], Vec::new())
+    }
 }
 
 multiversion! {
@@ -118,25 +124,5 @@ multiversion! {
         for ((d, &dy), &winner) in dx.iter_mut().zip(dy).zip(winners) {
             *d += if winner == tap { dy.to_f32() } else { 0.0 };
         }
-    }
-}
-
-impl CustomOp1 for Op {
-    fn name(&self) -> &'static str {
-        "max_pool2d"
-    }
-
-    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let dims = layout.shape().dims4()?;
-        let ys = match xs {
-            CpuStorage::BF16(_) => CpuStorage::BF16(self.forward(operand(xs, layout)?, dims)),
-            _ => CpuStorage::F32(self.forward(operand(xs, layout)?, dims)),
-        };
-        Ok((ys, Shape::from((dims.0, self.out.0, self.out.1, dims.3))))
-    }
-
-    fn bwd(&self, xs: &Tensor, _: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
-        let dys = dys.contiguous()?;
-        by_element!(xs.dtype(), backward(self, xs, &dys)).map(Some)
     }
 }

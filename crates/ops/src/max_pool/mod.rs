@@ -3,7 +3,6 @@
 mod cpu;
 mod reference;
 
-use crate::dispatch::{Path, path};
 use crate::feature_map::View;
 use crate::trace::Step;
 use crate::{FeatureMap, Window2d};
@@ -21,13 +20,11 @@ pub fn max_pool2d(xs: &FeatureMap, window: &Window2d) -> Result<FeatureMap> {
         bail!("max_pool2d: padding {:?} is more than half the kernel {:?}", window.padding, window.kernel);
     }
     let out = window.output("max_pool2d", h, w)?;
-    match xs.view() {
+    match xs.view()? {
         View::Traced(t) => {
             Ok(FeatureMap::traced_step(t, (n, out.0, out.1, c), Step::window("max_pool2d", *window)))
         }
-        View::Stored(xs) => Ok(FeatureMap::stored(match path(xs) {
-            Path::Reference => reference::max_pool2d(xs, window, out)?,
-            Path::Cpu => cpu::max_pool2d(xs, window, out)?,
-        })),
+        View::Reference(xs) => Ok(FeatureMap::stored(reference::max_pool2d(&xs, window, out)?)),
+        View::Cpu(xs) => Ok(FeatureMap::slot(cpu::max_pool2d(&xs, window, out)?)),
     }
 }

@@ -3,6 +3,7 @@
 use super::super::Geometry;
 use crate::element::{Element, store};
 use crate::parallel::{buffer, chunks, map};
+use crate::pool::take;
 use crate::simd::multiversion;
 
 /// Weights as [tap][channel], rounded as `T` stores them.
@@ -39,7 +40,7 @@ fn columns(g: &Geometry, kx: usize) -> (std::ops::Range<usize>, usize) {
 pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32]) -> Vec<T> {
     let weight = by_tap::<T>(g, weight);
     let (c, (h, w), (ho, wo)) = (g.c_in, g.size, g.out);
-    let mut ys = buffer::<T>(g.pixels() * c);
+    let mut ys = take::<T>(g.pixels() * c);
     chunks(&mut ys, wo * c, |i, out| {
         let (image, y) = (i / ho, i % ho);
         let mut sum = buffer::<f32>(wo * c);
@@ -60,7 +61,7 @@ pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32]) -> Vec
 pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Vec<T> {
     let weight = by_tap::<T>(g, weight);
     let (c, (h, w), (ho, wo)) = (g.c_in, g.size, g.out);
-    let mut dxs = buffer::<T>(g.n * h * w * c);
+    let mut dxs = take::<T>(g.n * h * w * c);
     chunks(&mut dxs, h * w * c, |image, out| {
         let mut sum = buffer::<f32>(h * w * c);
         for y in 0..ho {

@@ -6,14 +6,15 @@ mod product;
 mod winograd;
 
 use super::Geometry;
-use crate::element::{Element, Elements, by_element, operand};
+use crate::element::Element;
 use crate::parallel::{buffer, chunks, map};
 use crate::simd::multiversion;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor};
+use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot};
+use candle_core::{DType, Result, Tensor};
 
-/// The kernels, best first; the last takes everything.
+/// The algorithms, best first; the last takes everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kernel {
+enum Algorithm {
     /// One input and one output channel in each group.
     Depthwise,
     /// 3×3 of stride 1 with many channels, by minimal filtering.
@@ -22,103 +23,71 @@ enum Kernel {
     Gemm,
 }
 
-fn kernel(g: &Geometry) -> Kernel {
+fn algorithm(g: &Geometry) -> Algorithm {
     if g.groups > 1 && g.group_channels() == (1, 1) {
-        Kernel::Depthwise
+        Algorithm::Depthwise
     } else if winograd::serves(g) {
-        Kernel::Winograd
+        Algorithm::Winograd
     } else {
-        Kernel::Gemm
+        Algorithm::Gemm
     }
 }
 
-/// Differentiable in all three tensors.
-pub(super) fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, g: Geometry) -> Result<Tensor> {
-    let (xs, weight) = (xs.contiguous()?, weight.to_dtype(DType::F32)?.contiguous()?);
+/// Differentiable in all three.
+pub(super) fn conv2d(xs: &Slot, weight: &Tensor, bias: Option<&Tensor>, g: Geometry) -> Result<Slot> {
+    let weight = weight.to_dtype(DType::F32)?.contiguous()?;
+    let dims = (g.n, g.out.0, g.out.1, g.c_out);
     match bias {
-        Some(bias) => xs.apply_op3(&weight, &bias.to_dtype(DType::F32)?.contiguous()?, Conv2d(g)),
-        None => xs.apply_op2(&weight, Conv2d(g)),
+        Some(bias) => Conv2d(g).apply(&[xs], &[&weight, &bias.to_dtype(DType::F32)?.contiguous()?], dims),
+        None => Conv2d(g).apply(&[xs], &[&weight], dims),
     }
 }
 
 struct Conv2d(Geometry);
 
-impl Conv2d {
-    fn forward(
-        &self,
-        xs: (&CpuStorage, &Layout),
-        weight: (&CpuStorage, &Layout),
-        bias: Option<(&CpuStorage, &Layout)>,
-    ) -> Result<(CpuStorage, Shape)> {
-        let g = &self.0;
-        let weight = operand::<f32>(weight.0, weight.1)?;
-        let bias = bias.map(|(storage, layout)| operand::<f32>(storage, layout)).transpose()?;
-        let ys = match xs.0 {
-            CpuStorage::BF16(_) => CpuStorage::BF16(forward(g, operand(xs.0, xs.1)?, weight, bias)),
-            _ => CpuStorage::F32(forward(g, operand(xs.0, xs.1)?, weight, bias)),
-        };
-        Ok((ys, Shape::from((g.n, g.out.0, g.out.1, g.c_out))))
-    }
+impl Kernel for Conv2d {
+    const NAME: &'static str = "conv2d";
+    const KEEPS: Keeps = Keeps { inputs: true, output: false };
 
-    fn backward(
-        &self,
-        xs: &Tensor,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-        dys: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dys = dys.contiguous()?;
-        by_element!(xs.dtype(), backward(&self.0, xs, weight, bias, &dys))
-    }
-}
-
-fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32], bias: Option<&[f32]>) -> Vec<T> {
-    let mut ys = match kernel(g) {
-        Kernel::Depthwise => depthwise::forward(g, xs, weight),
-        Kernel::Winograd => winograd::forward(g, xs, weight),
-        Kernel::Gemm => gemm::forward(g, xs, weight),
-    };
-    if let Some(bias) = bias {
-        chunks(&mut ys, 1024 * g.c_out, |_, piece| add_rows(piece, bias));
-    }
-    ys
-}
-
-fn backward<T: Element>(
-    g: &Geometry,
-    xs: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    dys: &Tensor,
-) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-    let (x, w, dy) = (Elements::<T>::of(xs)?, Elements::<f32>::of(weight)?, Elements::<T>::of(dys)?);
-    let dx = if xs.track_op() {
-        let dx = match kernel(g) {
-            Kernel::Depthwise => depthwise::input_gradient(g, &dy, &w),
-            Kernel::Winograd => winograd::input_gradient(g, &dy, &w),
-            Kernel::Gemm => gemm::input_gradient(g, &dy, &w),
+    fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T> {
+        let (g, xs, weight) = (&self.0, maps[0], params[0]);
+        let mut ys = match algorithm(g) {
+            Algorithm::Depthwise => depthwise::forward(g, xs, weight),
+            Algorithm::Winograd => winograd::forward(g, xs, weight),
+            Algorithm::Gemm => gemm::forward(g, xs, weight),
         };
-        Some(Tensor::from_vec(dx, xs.shape(), &Device::Cpu)?)
-    } else {
-        None
-    };
-    let dw = if weight.track_op() {
-        let dw = match kernel(g) {
-            Kernel::Depthwise => depthwise::weight_gradient(g, &x, &dy),
-            Kernel::Winograd => winograd::weight_gradient(g, &x, &dy),
-            Kernel::Gemm => gemm::weight_gradient(g, &x, &dy),
-        };
-        Some(Tensor::from_vec(dw, weight.shape(), &Device::Cpu)?)
-    } else {
-        None
-    };
-    let db = match bias {
-        Some(bias) if bias.track_op() => {
-            Some(Tensor::from_vec(column_sums::<T>(&dy, g.c_out), bias.shape(), &Device::Cpu)?)
+        if let Some(bias) = params.get(1) {
+            chunks(&mut ys, 1024 * g.c_out, |_, piece| add_rows(piece, bias));
         }
-        _ => None,
-    };
-    Ok((dx, dw, db))
+        ys
+    }
+
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+        let (g, dy, weight): (_, &[T], _) = (&self.0, call.gradient, call.params[0]);
+        let dx = call.of_map[0].then(|| match algorithm(g) {
+            Algorithm::Depthwise => depthwise::input_gradient(g, dy, weight),
+            Algorithm::Winograd => winograd::input_gradient(g, dy, weight),
+            Algorithm::Gemm => gemm::input_gradient(g, dy, weight),
+        });
+        let dw = call.of_param[0].then(|| match algorithm(g) {
+            Algorithm::Depthwise => depthwise::weight_gradient(g, call.maps[0], dy),
+            Algorithm::Winograd => winograd::weight_gradient(g, call.maps[0], dy),
+            Algorithm::Gemm => gemm::weight_gradient(g, call.maps[0], dy),
+        });
+        let db = call.of_param.get(1).map(|wanted| wanted.then(|| column_sums::<T>(dy, g.c_out)));
+        (vec![dx], std::iter::once(dw).chain(db).collect())
+    }
+}
+
+multiversion! {
+    /// Adds `row` to every row of `ys`.
+    fn add_rows<T: Element>(ys: &mut [T], row: &[f32]) {
+        for y in ys.chunks_exact_mut(row.len()) {
+            for (y, &b) in y.iter_mut().zip(row) {
+                *y = T::from_f32(y.to_f32() + b);
+            }
+        }
+    }
 }
 
 /// Fills weights [channel][c_in][tap] from their columns: `column(ci, tap, lanes)` adds to one value for each
@@ -149,17 +118,6 @@ pub(super) fn from_columns(
     }
 }
 
-multiversion! {
-    /// Adds `row` to every row of `ys`.
-    fn add_rows<T: Element>(ys: &mut [T], row: &[f32]) {
-        for y in ys.chunks_exact_mut(row.len()) {
-            for (y, &b) in y.iter_mut().zip(row) {
-                *y = T::from_f32(y.to_f32() + b);
-            }
-        }
-    }
-}
-
 /// Sum over the rows of a matrix with `columns` columns.
 fn column_sums<T: Element>(xs: &[T], columns: usize) -> Vec<f32> {
     const ROWS: usize = 512;
@@ -185,61 +143,5 @@ multiversion! {
                 *s += x.to_f32();
             }
         }
-    }
-}
-
-impl CustomOp2 for Conv2d {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((xs, lx), (w, lw), None)
-    }
-
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        w: &Tensor,
-        _: &Tensor,
-        dys: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dx, dw, _) = self.backward(xs, w, None, dys)?;
-        Ok((dx, dw))
-    }
-}
-
-impl CustomOp3 for Conv2d {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((xs, lx), (w, lw), Some((b, lb)))
-    }
-
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        w: &Tensor,
-        b: &Tensor,
-        _: &Tensor,
-        dys: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        self.backward(xs, w, Some(b), dys)
     }
 }

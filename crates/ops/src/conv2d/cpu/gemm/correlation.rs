@@ -5,6 +5,7 @@ use super::TASKS;
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 use crate::element::{Element, store};
 use crate::parallel::{buffer, map, with_scratch};
+use crate::pool::take;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -40,7 +41,7 @@ impl Correlation {
 
     pub(super) fn run<T: Element>(&self, xs: &[T]) -> Vec<T> {
         let ((h, w), c) = (self.target, self.target_channels);
-        let mut ys = buffer::<T>(self.n * h * w * c);
+        let mut ys = take::<T>(self.n * h * w * c);
         let step = self.passes.first().map_or(1, |pass| pass.y.step);
         let columns = self.passes.first().map_or(0, |pass| pass.x.count);
         let blocks = blocks(self.n, h.div_ceil(step), columns, BLOCK_PIXELS);

@@ -16,6 +16,7 @@ use super::from_columns;
 use super::product::{Left, Out, multiply, panel_width};
 use crate::element::Element;
 use crate::parallel::{buffer, chunks, with_scratch};
+use crate::pool::take;
 use rayon::prelude::*;
 use std::ops::Range;
 use transform::{
@@ -235,7 +236,7 @@ impl Convolution<'_> {
     const FEW_TILES: usize = 64;
 
     fn run<T: Element>(&self, xs: &[T]) -> Vec<T> {
-        let mut ys = buffer::<T>(self.g.pixels() * self.g.c_out);
+        let mut ys = take::<T>(self.g.pixels() * self.g.c_out);
         let source =
             Source { maps: xs, size: self.g.size, channels: self.g.c_in, offset: self.g.window.padding };
         let tasks = self.tiles.tasks(Self::TASK_TILES);

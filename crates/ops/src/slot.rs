@@ -1,0 +1,417 @@
+//! Feature maps of the CPU kernels, beside candle's graph.
+//!
+//! For each map candle's graph holds a *handle* of one element; the elements lie in a slot, and so does their
+//! gradient. Candle's backward visits an operator after all operators that use its result, so by then the
+//! slot holds the whole gradient: gradients are added up in place, where candle makes a tensor of zeros and
+//! a sum for each use, and what an operator kept for its backward is freed as soon as it has been used.
+//! `loss.backward()` works as always; a second one through the same maps is an error, as in PyTorch.
+
+use crate::element::{Element, Elements, by_element};
+use crate::parallel::chunks;
+use crate::pool;
+use crate::simd::multiversion;
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail,
+};
+use half::bf16;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Elements of a map; returned to the pool when dropped.
+#[derive(Debug)]
+pub(crate) enum Values {
+    F32(Vec<f32>),
+    BF16(Vec<bf16>),
+}
+
+impl Drop for Values {
+    fn drop(&mut self) {
+        match self {
+            Self::F32(values) => pool::give(std::mem::take(values)),
+            Self::BF16(values) => pool::give(std::mem::take(values)),
+        }
+    }
+}
+
+impl Values {
+    fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::BF16(_) => DType::BF16,
+        }
+    }
+
+    fn slice<T: Element>(&self) -> Result<&[T]> {
+        match T::of_values(self) {
+            Some(values) => Ok(values),
+            None => bail!("a kernel for {:?} was given a map of {:?}", T::DTYPE, self.dtype()),
+        }
+    }
+
+    fn storage(&self) -> CpuStorage {
+        match self {
+            Self::F32(values) => CpuStorage::F32(values.clone()),
+            Self::BF16(values) => CpuStorage::BF16(values.clone()),
+        }
+    }
+}
+
+/// Where a map's gradient is added up.
+type Gradient = Arc<Mutex<Option<Values>>>;
+
+/// (n, h, w, c)
+pub(crate) type Dims = (usize, usize, usize, usize);
+
+/// A map [n, h, w, c] on the CPU.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    dims: Dims,
+    /// What candle's graph sees: one element.
+    handle: Tensor,
+    values: Arc<Values>,
+    gradient: Gradient,
+}
+
+impl Slot {
+    fn new(dims: Dims, handle: Tensor, values: Arc<Values>, gradient: Gradient) -> Self {
+        Self { dims, handle, values, gradient }
+    }
+
+    /// A map that nothing is differentiated through.
+    pub(crate) fn constant<T: Element>(dims: Dims, values: Vec<T>) -> Result<Self> {
+        Ok(Self::new(dims, untracked()?, Arc::new(T::into_values(values)), Gradient::default()))
+    }
+
+    pub(crate) fn dims(&self) -> Dims {
+        self.dims
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.values.dtype()
+    }
+
+    /// The same elements under other dimensions.
+    pub(crate) fn reshape(&self, dims: Dims) -> Self {
+        Self { dims, ..self.clone() }
+    }
+
+    /// From a contiguous tensor [n, h, w, c] on the CPU, in f32 or bf16.
+    pub(crate) fn enter(xs: &Tensor) -> Result<Self> {
+        fn copy<T: Element>(xs: &Tensor) -> Result<Values> {
+            let elements = Elements::<T>::of(xs)?;
+            let mut values = pool::take::<T>(elements.len());
+            values.copy_from_slice(&elements);
+            Ok(T::into_values(values))
+        }
+        let values = Arc::new(by_element!(xs.dtype(), copy(xs))?);
+        let gradient = Gradient::default();
+        let handle = match xs.track_op() {
+            true => xs.apply_op1(Enter(gradient.clone()))?,
+            false => untracked()?,
+        };
+        Ok(Self::new(xs.dims4()?, handle, values, gradient))
+    }
+
+    /// An ordinary tensor [n, h, w, c].
+    pub(crate) fn tensor(&self) -> Result<Tensor> {
+        let exit = Exit { dims: self.dims, values: self.values.clone(), gradient: self.gradient.clone() };
+        self.handle.apply_op1(exit)
+    }
+}
+
+fn untracked() -> Result<Tensor> {
+    Tensor::from_vec(vec![0f32], 1, &Device::Cpu)
+}
+
+fn handle_storage() -> (CpuStorage, Shape) {
+    (CpuStorage::F32(vec![0.0]), Shape::from(1))
+}
+
+/// Adds to a gradient that other operators may have added to before.
+fn accumulate<T: Element>(gradient: &Gradient, new: Vec<T>) -> Result<()> {
+    const CHUNK: usize = 16 * 1024;
+    let mut slot = gradient.lock().unwrap_or_else(PoisonError::into_inner);
+    match slot.as_mut() {
+        None => *slot = Some(T::into_values(new)),
+        Some(sum) => {
+            let new = T::into_values(new);
+            let (Some(sum), new) = (T::of_values_mut(sum), new.slice::<T>()?) else {
+                bail!("gradients of one map in two dtypes");
+            };
+            chunks(sum, CHUNK, |i, sum| add(sum, &new[i * CHUNK..][..sum.len()]));
+        }
+    }
+    Ok(())
+}
+
+multiversion! {
+    fn add<T: Element>(sum: &mut [T], xs: &[T]) {
+        for (s, &x) in sum.iter_mut().zip(xs) {
+            *s = T::from_f32(s.to_f32() + x.to_f32());
+        }
+    }
+}
+
+/// What an operator's backward needs of its forward.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keeps {
+    pub(crate) inputs: bool,
+    pub(crate) output: bool,
+}
+
+/// What a backward computes from.
+pub(crate) struct Backward<'a, T> {
+    /// Elements of the maps and of the result; empty unless kept.
+    pub(crate) maps: Vec<&'a [T]>,
+    pub(crate) output: &'a [T],
+    pub(crate) params: Vec<&'a [f32]>,
+    /// The gradient of the result, for the kernel to take if it can use the memory.
+    pub(crate) gradient: &'a mut Vec<T>,
+    /// Whose gradients are asked for.
+    pub(crate) of_map: &'a [bool],
+    pub(crate) of_param: &'a [bool],
+}
+
+/// Gradients of maps and parameters, `None` where not asked for.
+pub(crate) type Gradients<T> = (Vec<Option<Vec<T>>>, Vec<Option<Vec<f32>>>);
+
+/// An operator on slots: maps, and at most two parameters in f32, to a map.
+pub(crate) trait Kernel: Sized + Send + Sync + 'static {
+    const NAME: &'static str;
+    const KEEPS: Keeps;
+
+    fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T>;
+
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T>;
+
+    /// Applies the operator; the result has `dims`.
+    fn apply(self, maps: &[&Slot], params: &[&Tensor], dims: Dims) -> Result<Slot> {
+        by_element!(maps.first().map_or(DType::F32, |map| map.dtype()), apply(self, maps, params, dims))
+    }
+}
+
+fn apply<T: Element>(
+    mut kernel: impl Kernel,
+    maps: &[&Slot],
+    params: &[&Tensor],
+    dims: Dims,
+) -> Result<Slot> {
+    let values = {
+        let elements = params.iter().map(|param| Elements::<f32>::of(param)).collect::<Result<Vec<_>>>()?;
+        let params: Vec<&[f32]> = elements.iter().map(|elements| &**elements).collect();
+        let maps = maps.iter().map(|map| map.values.slice::<T>()).collect::<Result<Vec<_>>>()?;
+        Arc::new(T::into_values(kernel.forward(&maps, &params)))
+    };
+    let gradient = Gradient::default();
+    let of_map: Vec<bool> = maps.iter().map(|map| map.handle.track_op()).collect();
+    let of_param: Vec<bool> = params.iter().map(|param| param.track_op()).collect();
+    if !of_map.iter().chain(&of_param).any(|&tracked| tracked) {
+        return Ok(Slot::new(dims, untracked()?, values, gradient));
+    }
+    let keeps = Saved {
+        maps: maps.iter().filter(|_| kernel_keeps(&kernel).inputs).map(|map| map.values.clone()).collect(),
+        output: kernel_keeps(&kernel).output.then(|| values.clone()),
+    };
+    let op = Op {
+        kernel,
+        saved: Mutex::new(Some(keeps)),
+        map_gradients: maps.iter().map(|map| map.gradient.clone()).collect(),
+        gradient: gradient.clone(),
+        of_map,
+        of_param,
+        dtype: T::DTYPE,
+    };
+    let handles: Vec<&Tensor> = maps.iter().map(|map| &map.handle).collect();
+    let joined = match handles[..] {
+        [handle] => handle.clone(),
+        _ => Tensor::cat(&handles, 0)?,
+    };
+    let handle = match *params {
+        [] => joined.apply_op1(op)?,
+        [a] => joined.apply_op2(a, op)?,
+        [a, b] => joined.apply_op3(a, b, op)?,
+        _ => bail!("an operator of {} parameters", params.len()),
+    };
+    Ok(Slot::new(dims, handle, values, gradient))
+}
+
+fn kernel_keeps<K: Kernel>(_: &K) -> Keeps {
+    K::KEEPS
+}
+
+struct Saved {
+    maps: Vec<Arc<Values>>,
+    output: Option<Arc<Values>>,
+}
+
+/// An operator in candle's graph.
+struct Op<K> {
+    kernel: K,
+    /// Taken by the backward.
+    saved: Mutex<Option<Saved>>,
+    map_gradients: Vec<Gradient>,
+    gradient: Gradient,
+    of_map: Vec<bool>,
+    of_param: Vec<bool>,
+    dtype: DType,
+}
+
+impl<K: Kernel> Op<K> {
+    fn backward(&self, params: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
+        by_element!(self.dtype, backward(self, params))
+    }
+}
+
+fn backward<T: Element>(op: &Op<impl Kernel>, params: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
+    let saved = op.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let gradient = op.gradient.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let (Some(saved), Some(mut gradient)) = (saved, gradient) else {
+        bail!("a second backward through the same feature maps: run forward again before it");
+    };
+    let Some(gradient) = T::of_values_mut(&mut gradient) else {
+        bail!("a gradient in another dtype than its map");
+    };
+    let elements = params.iter().map(|param| Elements::<f32>::of(param)).collect::<Result<Vec<_>>>()?;
+    let (of_maps, of_params) = op.kernel.backward(Backward {
+        maps: saved.maps.iter().map(|map| map.slice::<T>()).collect::<Result<_>>()?,
+        output: saved.output.as_ref().map_or(Ok(&[] as &[T]), |output| output.slice::<T>())?,
+        params: elements.iter().map(|elements| &**elements).collect(),
+        gradient,
+        of_map: &op.of_map,
+        of_param: &op.of_param,
+    });
+    drop(saved);
+    for (slot, new) in op.map_gradients.iter().zip(of_maps) {
+        if let Some(new) = new {
+            accumulate(slot, new)?;
+        }
+    }
+    let tensor = |(new, param): (Option<Vec<f32>>, &&Tensor)| {
+        new.map(|new| Tensor::from_vec(new, param.shape(), &Device::Cpu)).transpose()
+    };
+    of_params.into_iter().zip(params).map(tensor).collect()
+}
+
+/// The gradient of a handle, which nobody reads; candle wants one all the same.
+fn of_handle(handle: &Tensor) -> Result<Option<Tensor>> {
+    handle.track_op().then(|| handle.zeros_like()).transpose()
+}
+
+impl<K: Kernel> CustomOp1 for Op<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok(handle_storage())
+    }
+
+    fn bwd(&self, handle: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+        self.backward(&[])?;
+        of_handle(handle)
+    }
+}
+
+impl<K: Kernel> CustomOp2 for Op<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok(handle_storage())
+    }
+
+    fn bwd(
+        &self,
+        handle: &Tensor,
+        a: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let mut of_params = self.backward(&[a])?.into_iter();
+        Ok((of_handle(handle)?, of_params.next().flatten()))
+    }
+}
+
+impl<K: Kernel> CustomOp3 for Op<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Ok(handle_storage())
+    }
+
+    fn bwd(
+        &self,
+        handle: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let mut of_params = self.backward(&[a, b])?.into_iter();
+        Ok((of_handle(handle)?, of_params.next().flatten(), of_params.next().flatten()))
+    }
+}
+
+/// From candle's graph to a slot; holds the slot's gradient.
+struct Enter(Gradient);
+
+impl CustomOp1 for Enter {
+    fn name(&self) -> &'static str {
+        "enter"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok(handle_storage())
+    }
+
+    fn bwd(&self, xs: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+        let gradient = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match gradient {
+            Some(mut values) => match &mut values {
+                Values::F32(values) => {
+                    Tensor::from_vec(std::mem::take(values), xs.shape(), &Device::Cpu).map(Some)
+                }
+                Values::BF16(values) => {
+                    Tensor::from_vec(std::mem::take(values), xs.shape(), &Device::Cpu).map(Some)
+                }
+            },
+            None => bail!("a second backward through the same feature maps: run forward again before it"),
+        }
+    }
+}
+
+/// From a slot to candle's graph.
+struct Exit {
+    dims: Dims,
+    values: Arc<Values>,
+    gradient: Gradient,
+}
+
+impl CustomOp1 for Exit {
+    fn name(&self) -> &'static str {
+        "exit"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((self.values.storage(), Shape::from(self.dims)))
+    }
+
+    fn bwd(&self, handle: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        fn add<T: Element>(slot: &Gradient, gradient: &Tensor) -> Result<()> {
+            accumulate::<T>(slot, Elements::<T>::of(gradient)?.to_vec())
+        }
+        let gradient = gradient.contiguous()?;
+        by_element!(gradient.dtype(), add(&self.gradient, &gradient))?;
+        of_handle(handle)
+    }
+}

@@ -1,0 +1,95 @@
+//! Feature maps lie beside candle's graph; these are the ways in which that could be noticed.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use zoo_ops::{
+    Activation, BatchNorm, Conv2dConfig, FeatureMap, Window2d, activation, add, batch_norm, conv2d,
+    global_avg_pool2d, max_pool2d, with_reference,
+};
+
+const CPU: Device = Device::Cpu;
+
+fn values(seed: usize, shape: &[usize]) -> Result<Tensor> {
+    let n: usize = shape.iter().product();
+    Tensor::from_vec((0..n).map(|i| (i * 37 + seed * 11) as f32 % 7.3 - 3.6).collect(), shape, &CPU)
+}
+
+/// A block with a shortcut, a map that is used three times, and a way back to plain tensors.
+fn block(xs: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let xs = FeatureMap::from_nchw(xs)?;
+    let norm = BatchNorm {
+        weight: None,
+        bias: None,
+        running_mean: Var::zeros(4, DType::F32, &CPU)?,
+        running_var: Var::ones(4, DType::F32, &CPU)?,
+        eps: 1e-5,
+        momentum: 0.1,
+    };
+    let ys = conv2d(&xs, weight, None, &Conv2dConfig::new(1, 1))?;
+    let ys = batch_norm(&ys, &norm, Some(&xs), Activation::Silu, true)?;
+    let ys = add(&activation(&ys, Activation::Tanh)?, &xs)?;
+    global_avg_pool2d(&max_pool2d(&ys, &Window2d::square(2, 2))?)?.to_logits()
+}
+
+fn inputs() -> Result<(Var, Var)> {
+    Ok((Var::from_tensor(&values(1, &[2, 4, 6, 5])?)?, Var::from_tensor(&values(2, &[4, 4, 3, 3])?)?))
+}
+
+/// Any loss made of plain tensors, the logits used twice.
+fn loss(logits: &Tensor) -> Result<Tensor> {
+    (logits.sqr()?.sum_all()? + logits.exp()?.mean_all()?)?.sqrt()
+}
+
+#[test]
+fn gradients_of_shared_maps_are_sums() -> Result<()> {
+    let run = || {
+        let (xs, weight) = inputs()?;
+        let gradients = loss(&block(xs.as_tensor(), weight.as_tensor())?)?.backward()?;
+        let of = |var: &Var| gradients.get(var).expect("a gradient").flatten_all()?.to_vec1::<f32>();
+        Ok::<_, candle_core::Error>((of(&xs)?, of(&weight)?))
+    };
+    let (found, expected) = (run()?, with_reference(run)?);
+    for (found, expected) in found.0.iter().chain(&found.1).zip(expected.0.iter().chain(&expected.1)) {
+        assert!((found - expected).abs() < 1e-4 * expected.abs().max(1.0), "{found} instead of {expected}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_second_backward_is_refused() -> Result<()> {
+    let (xs, weight) = inputs()?;
+    let loss = loss(&block(xs.as_tensor(), weight.as_tensor())?)?;
+    loss.backward()?;
+    let error = loss.backward().expect_err("what the first one used is gone").to_string();
+    assert!(error.contains("run forward again"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn nothing_is_differentiated_that_is_constant() -> Result<()> {
+    let (xs, weight) = inputs()?;
+    let images = xs.as_detached_tensor();
+    let gradients = loss(&block(&images, weight.as_tensor())?)?.backward()?;
+    assert!(gradients.get(&weight).is_some() && gradients.get(&images).is_none());
+    assert!(!block(&images, &weight.as_detached_tensor())?.track_op());
+    Ok(())
+}
+
+/// A map that leaves the kernels, passes through plain tensors and comes back.
+#[test]
+fn maps_leave_and_come_back() -> Result<()> {
+    let (xs, weight) = inputs()?;
+    let run = |detour: bool| {
+        let ys = conv2d(
+            &FeatureMap::from_nchw(xs.as_tensor())?,
+            weight.as_tensor(),
+            None,
+            &Conv2dConfig::new(1, 1),
+        )?;
+        let ys = if detour { FeatureMap::from_nchw(&ys.to_nchw()?)? } else { ys };
+        let ys = conv2d(&ys, weight.as_tensor(), None, &Conv2dConfig::new(2, 1))?;
+        let gradients = loss(&global_avg_pool2d(&ys)?.to_logits()?)?.backward()?;
+        gradients.get(&xs).expect("a gradient").flatten_all()?.to_vec1::<f32>()
+    };
+    assert_eq!(run(true)?, run(false)?);
+    Ok(())
+}
