@@ -93,3 +93,22 @@ fn maps_leave_and_come_back() -> Result<()> {
     assert_eq!(run(true)?, run(false)?);
     Ok(())
 }
+
+/// The quicker backward gives what `loss.backward()` gives, for a parameter that is used twice and beside it by
+/// candle itself.
+#[test]
+fn both_backwards_agree() -> Result<()> {
+    let run = |quick: bool| {
+        let (xs, weight) = inputs()?;
+        let once = block(xs.as_tensor(), weight.as_tensor())?;
+        let twice = block(&(xs.as_tensor() * 0.5)?, weight.as_tensor())?;
+        let loss = (loss(&(once + twice)?)? + weight.as_tensor().sqr()?.sum_all()?)?;
+        let gradients = if quick { zoo_ops::backward(&loss)? } else { loss.backward()? };
+        let of = |var: &Var| gradients.get(var).expect("a gradient").flatten_all()?.to_vec1::<f32>();
+        Ok::<_, candle_core::Error>([of(&xs)?, of(&weight)?].concat())
+    };
+    for (quick, usual) in run(true)?.iter().zip(run(false)?) {
+        assert!((quick - usual).abs() <= 1e-5 * usual.abs().max(1.0), "{quick} and {usual}");
+    }
+    Ok(())
+}

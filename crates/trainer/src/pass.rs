@@ -3,7 +3,7 @@
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor};
 use zoo::Model;
-use zoo_ops::{FeatureMap, Targets, cross_entropy};
+use zoo_ops::{FeatureMap, Targets, backward, cross_entropy};
 
 /// What a pass over a batch gives.
 #[derive(Debug)]
@@ -33,6 +33,6 @@ pub fn train_pass(
     let labels = Tensor::new(labels, logits.device())?;
     let loss = cross_entropy(&logits, &Targets::Classes(labels), label_smoothing, None)?;
     let value = loss.to_scalar::<f32>()?;
-    let gradients = if scale == 1.0 { loss.backward()? } else { loss.affine(scale, 0.0)?.backward()? };
+    let gradients = if scale == 1.0 { backward(&loss)? } else { backward(&loss.affine(scale, 0.0)?)? };
     Ok(Pass { loss: f64::from(value), logits: logits.detach(), gradients })
 }

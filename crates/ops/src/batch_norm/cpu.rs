@@ -28,9 +28,9 @@ pub(super) fn batch_norm(
     };
     let statistics = Arc::new(OnceLock::new());
     let op = Op { eps: norm.eps, activation, train, fixed, batch: statistics.clone() };
-    let affine = affine(norm, DType::F32)?.contiguous()?;
+    let (gamma, beta) = affine(norm, DType::F32)?;
     let maps: Vec<&Slot> = std::iter::once(xs).chain(residual).collect();
-    let ys = op.apply(&maps, &[&affine], xs.dims())?;
+    let ys = op.apply(&maps, &[&gamma.contiguous()?, &beta.contiguous()?], xs.dims())?;
     let tensor = |v: &[f32]| Tensor::from_slice(v, v.len(), &Device::Cpu);
     let batch: Option<&Statistics> = statistics.get();
     let batch = batch.map(|batch| Ok::<_, Error>((tensor(&batch.mean)?, tensor(&batch.var)?))).transpose()?;
@@ -67,8 +67,8 @@ struct Factors {
 }
 
 impl Op {
-    fn factors(&self, statistics: &Statistics, affine: &[f32]) -> Factors {
-        let (gamma, beta) = affine.split_at(affine.len() / 2);
+    fn factors(&self, statistics: &Statistics, params: &[&[f32]]) -> Factors {
+        let (gamma, beta) = (params[0], params[1]);
         let inv_std: Vec<f32> =
             statistics.var.iter().map(|&v| (1.0 / (f64::from(v) + self.eps).sqrt()) as f32).collect();
         let scale: Vec<f32> = inv_std.iter().zip(gamma).map(|(s, g)| s * g).collect();
@@ -82,12 +82,12 @@ impl Kernel for Op {
     const KEEPS: Keeps = Keeps { inputs: true, output: true };
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T> {
-        let (xs, c) = (maps[0], params[0].len() / 2);
+        let (xs, c) = (maps[0], params[0].len());
         let statistics = match &self.fixed {
             Some(fixed) => fixed,
             None => self.batch.get_or_init(|| moments(xs, c)),
         };
-        let Factors { scale, shift, .. } = self.factors(statistics, params[0]);
+        let Factors { scale, shift, .. } = self.factors(statistics, params);
         let mut ys = take::<T>(xs.len());
         chunks(&mut ys, ROWS * c, |i, ys| {
             let at = i * ROWS * c..i * ROWS * c + ys.len();
@@ -104,12 +104,12 @@ impl Kernel for Op {
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
         let (x, y, residual) = (call.maps[0], call.output, call.maps.get(1).copied());
-        let c = call.params[0].len() / 2;
+        let c = call.params[0].len();
         // `apply` has run forward before.
         let Some(statistics) = self.fixed.as_ref().or_else(|| self.batch.get()) else {
             return (Vec::new(), Vec::new());
         };
-        let factors = self.factors(statistics, call.params[0]);
+        let factors = self.factors(statistics, &call.params);
         let from_output =
             matches!(self.activation, Activation::Relu | Activation::Relu6 | Activation::Identity);
         if residual.is_none() && from_output {
@@ -117,7 +117,7 @@ impl Kernel for Op {
             let dy: &[T] = call.gradient;
             let (dx, sums) =
                 by_activation!(self.activation, gradients::<T>(x, y, dy, self, statistics, &factors));
-            return (vec![Some(dx)], vec![Some(sums)]);
+            return (vec![Some(dx)], sums);
         }
         chunks(call.gradient, ROWS * c, |i, dz| {
             let at = i * ROWS * c..i * ROWS * c + dz.len();
@@ -126,7 +126,7 @@ impl Kernel for Op {
         });
         let (dx, sums) = gradients(functions::Identity, x, y, call.gradient, self, statistics, &factors);
         let dr = residual.map(|_| Some(std::mem::take(call.gradient)));
-        (std::iter::once(Some(dx)).chain(dr).collect(), vec![Some(sums)])
+        (std::iter::once(Some(dx)).chain(dr).collect(), sums)
     }
 }
 
@@ -154,7 +154,7 @@ fn moments<T: Element>(xs: &[T], c: usize) -> Statistics {
     Statistics { mean: mean.into_iter().map(|m| m as f32).collect(), var }
 }
 
-/// dx, and the sums that are the gradients of γ and β, given the gradient of the normalised value as
+/// dx, and the gradients of γ and β, given the gradient of the normalised value as
 /// `dy · f'(y)`.
 fn gradients<T: Element, F: Function>(
     f: F,
@@ -164,7 +164,7 @@ fn gradients<T: Element, F: Function>(
     op: &Op,
     statistics: &Statistics,
     factors: &Factors,
-) -> (Vec<T>, Vec<f32>) {
+) -> (Vec<T>, Vec<Option<Vec<f32>>>) {
     let c = statistics.mean.len();
     let partial = map(x.len().div_ceil(ROWS * c), |i| {
         let at = i * ROWS * c..x.len().min((i + 1) * ROWS * c);
@@ -195,9 +195,9 @@ fn gradients<T: Element, F: Function>(
         let lines = Lines { mean: &statistics.mean, scale: &factors.scale, slope: &slope, offset: &offset };
         block_input_gradient(f, &x[at.clone()], &y[at.clone()], &dy[at], lines, dx);
     });
-    let weight = dot.iter().zip(&factors.inv_std).map(|(&d, &s)| (d * f64::from(s)) as f32);
-    let sums = weight.chain(sum.iter().map(|&s| s as f32)).collect();
-    (dx, sums)
+    let of_weight = dot.iter().zip(&factors.inv_std).map(|(&d, &s)| (d * f64::from(s)) as f32).collect();
+    let of_bias = sum.iter().map(|&s| s as f32).collect();
+    (dx, vec![Some(of_weight), Some(of_bias)])
 }
 
 /// Per-channel coefficients of dx = scale · dz + slope · (x - mean) + offset.

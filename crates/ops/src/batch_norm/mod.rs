@@ -101,8 +101,8 @@ fn traced(
     Ok(FeatureMap::from_traced(out))
 }
 
-/// γ and β as one differentiable tensor [2, c] in `dtype`.
-fn affine(norm: &BatchNorm, dtype: DType) -> Result<Tensor> {
+/// γ and β in `dtype`.
+fn affine(norm: &BatchNorm, dtype: DType) -> Result<(Tensor, Tensor)> {
     let mean = norm.running_mean.as_tensor();
     let weight = match &norm.weight {
         Some(weight) => weight.to_dtype(dtype)?,
@@ -112,5 +112,5 @@ fn affine(norm: &BatchNorm, dtype: DType) -> Result<Tensor> {
         Some(bias) => bias.to_dtype(dtype)?,
         None => Tensor::zeros(mean.shape(), dtype, mean.device())?,
     };
-    Tensor::stack(&[weight, bias], 0)
+    Ok((weight, bias))
 }

@@ -24,9 +24,9 @@ pub(super) fn batch_norm(
         let running = |v: &candle_core::Var| v.as_detached_tensor().to_dtype(compute)?.reshape((1, c));
         (running(&norm.running_mean)?, running(&norm.running_var)?)
     };
-    let affine = affine(norm, compute)?;
+    let (gamma, beta) = affine(norm, compute)?;
     let normal = rows.broadcast_sub(&mean)?.broadcast_div(&(&var + norm.eps)?.sqrt()?)?;
-    let ys = normal.broadcast_mul(&affine.narrow(0, 0, 1)?)?.broadcast_add(&affine.narrow(0, 1, 1)?)?;
+    let ys = normal.broadcast_mul(&gamma)?.broadcast_add(&beta)?;
     let mut ys = ys.reshape(xs.shape())?;
     if let Some(residual) = residual {
         ys = (ys + residual.to_dtype(compute)?)?;

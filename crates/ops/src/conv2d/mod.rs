@@ -54,9 +54,14 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    fn new(xs: &FeatureMap, weight: &Tensor, bias: Option<&Tensor>, config: &Conv2dConfig) -> Result<Self> {
+    fn new(
+        xs: &FeatureMap,
+        weight: (usize, usize, usize, usize),
+        bias: Option<&Tensor>,
+        config: &Conv2dConfig,
+    ) -> Result<Self> {
         let (n, h, w, c_in) = xs.dims();
-        let (c_out, c_in_group, kh, kw) = weight.dims4()?;
+        let (c_out, c_in_group, kh, kw) = weight;
         let groups = config.groups;
         if groups == 0 || c_in % groups != 0 || c_out % groups != 0 {
             bail!("conv2d: {groups} groups do not divide {c_in} input and {c_out} output channels");
@@ -64,7 +69,7 @@ impl Geometry {
         if c_in != c_in_group * groups {
             bail!(
                 "conv2d: weight {:?} in {groups} groups expects {} input channels, found {c_in}",
-                weight.dims(),
+                [c_out, c_in_group, kh, kw],
                 c_in_group * groups
             );
         }
@@ -115,7 +120,7 @@ pub fn conv2d(
     bias: Option<&Tensor>,
     config: &Conv2dConfig,
 ) -> Result<FeatureMap> {
-    let geometry = Geometry::new(xs, weight, bias, config)?;
+    let geometry = Geometry::new(xs, weight.dims4()?, bias, config)?;
     apply("conv2d", xs, weight, bias, geometry)
 }
 
@@ -129,9 +134,8 @@ pub fn linear(xs: &FeatureMap, weight: &Tensor, bias: Option<&Tensor>) -> Result
     if (h, w, c) != (1, 1, c_in) {
         bail!("linear: weight [{c_out}, {c_in}] expects {c_in} flat features, found a map of {h}x{w}x{c}");
     }
-    let weight = weight.reshape((c_out, c_in, 1, 1))?;
-    let geometry = Geometry::new(xs, &weight, bias, &Conv2dConfig::default())?;
-    apply("linear", xs, &weight, bias, geometry)
+    let geometry = Geometry::new(xs, (c_out, c_in, 1, 1), bias, &Conv2dConfig::default())?;
+    apply("linear", xs, weight, bias, geometry)
 }
 
 fn apply(
@@ -153,7 +157,11 @@ fn apply(
             };
             Ok(FeatureMap::traced_step(t, (geometry.n, h, w, geometry.c_out), step))
         }
-        View::Reference(xs) => Ok(FeatureMap::stored(reference::conv2d(&xs, weight, bias, &geometry)?)),
+        View::Reference(xs) => {
+            let (kh, kw) = geometry.window.kernel;
+            let weight = weight.reshape((geometry.c_out, geometry.group_channels().0, kh, kw))?;
+            Ok(FeatureMap::stored(reference::conv2d(&xs, &weight, bias, &geometry)?))
+        }
         View::Cpu(xs) => Ok(FeatureMap::slot(cpu::conv2d(&xs, weight, bias, geometry)?)),
     }
 }
