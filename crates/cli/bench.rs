@@ -11,8 +11,8 @@ use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Instant;
 use zoo::{Config, Model, Params};
-use zoo_ops::FeatureMap;
 use zoo_ops::rng::{Noise, stream};
+use zoo_ops::{FeatureMap, no_grad};
 use zoo_trainer::{Gradients, Optimizer, SgdConfig, train_pass};
 
 /// Arguments of `zoo bench`.
@@ -121,7 +121,7 @@ impl Bench<'_> {
         let mut optimizer = Optimizer::new(params.trainable(), sgd)?;
         let mut step = || -> Result<()> {
             match self.args.mode {
-                Mode::Infer => settle(&model.forward(&self.xs, false)?),
+                Mode::Infer => settle(&no_grad(|| model.forward(&self.xs, false))?),
                 Mode::Train => {
                     let pass = train_pass(&model, &self.xs, &labels, 0.0, 1.0)?;
                     let gradients = Gradients::take(optimizer.parameters(), pass.gradients);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use unicode_width::UnicodeWidthStr;
 use zoo_data::CatalogEntry;
-use zoo_ops::FeatureMap;
+use zoo_ops::{FeatureMap, no_grad};
 use zoo_trainer::Input;
 
 /// Pictures computed at a time.
@@ -147,7 +147,7 @@ impl Network {
         }
         let dims = (n, *side, *side, *c);
         let xs = FeatureMap::from_bytes(pixels, dims, (mean, std), self.dtype, &self.device)?;
-        Ok(self.trained.model.forward(&xs, false)?.to_vec2::<f32>()?)
+        Ok(no_grad(|| self.trained.model.forward(&xs, false))?.to_vec2::<f32>()?)
     }
 
     /// The `k` most probable classes, the most probable first.

@@ -49,5 +49,5 @@ pub use loss::{Targets, cross_entropy, mse};
 pub use lrn::{LocalResponseNorm, local_response_norm};
 pub use max_pool::max_pool2d;
 pub use parallel::set_threads;
-pub use slot::backward;
+pub use slot::{backward, no_grad};
 pub use window::Window2d;

@@ -3,6 +3,7 @@
 
 use crate::element::Element;
 use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Free buffers of one element type.
@@ -62,4 +63,31 @@ pub(crate) fn give<T: Element>(buffer: Vec<T>) {
     }
     state.pooled += len;
     state.free.entry(len).or_default().push(buffer);
+}
+
+/// A buffer that goes back by itself.
+pub(crate) struct Lent<T: Element>(Vec<T>);
+
+/// Like [`take`], for a while.
+pub(crate) fn lend<T: Element>(len: usize) -> Lent<T> {
+    Lent(take(len))
+}
+
+impl<T: Element> Deref for Lent<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T: Element> DerefMut for Lent<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.0
+    }
+}
+
+impl<T: Element> Drop for Lent<T> {
+    fn drop(&mut self) {
+        give(std::mem::take(&mut self.0));
+    }
 }

@@ -6,6 +6,7 @@
 //! a sum for each use, and what an operator kept for its backward is freed as soon as it has been used.
 //! `loss.backward()` works as always; a second one through the same maps is an error, as in PyTorch.
 
+use crate::activation::Activation;
 use crate::element::{Element, Elements, by_element};
 use crate::parallel::chunks;
 use crate::pool;
@@ -15,9 +16,9 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, TensorId, bail,
 };
 use half::bf16;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Elements of a map; returned to the pool when dropped.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ impl Values {
         }
     }
 
-    fn slice<T: Element>(&self) -> Result<&[T]> {
+    pub(crate) fn slice<T: Element>(&self) -> Result<&[T]> {
         match T::of_values(self) {
             Some(values) => Ok(values),
             None => bail!("a kernel for {:?} was given a map of {:?}", T::DTYPE, self.dtype()),
@@ -70,13 +71,74 @@ pub(crate) struct Slot {
     dims: Dims,
     /// What candle's graph sees: one element.
     handle: Tensor,
-    values: Arc<Values>,
+    values: Arc<Lazy>,
     gradient: Gradient,
+}
+
+/// Elements, or how to compute them.
+struct Lazy {
+    dtype: DType,
+    values: OnceLock<Arc<Values>>,
+    deferred: Mutex<Option<Box<dyn Deferred>>>,
+}
+
+impl std::fmt::Debug for Lazy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lazy").field("dtype", &self.dtype).finish_non_exhaustive()
+    }
+}
+
+/// An operator whose result nothing is differentiated through, not computed yet.
+pub(crate) trait Deferred: Send + Sync {
+    /// Its elements, after a normalisation if there is one.
+    fn run(&self, norm: Option<&Affine<'_>>) -> Result<Values>;
+}
+
+/// `activation(x · scale + shift + residual)`, scale and shift for each channel.
+pub(crate) struct Affine<'a> {
+    pub(crate) scale: &'a [f32],
+    pub(crate) shift: &'a [f32],
+    pub(crate) residual: Option<&'a Slot>,
+    pub(crate) activation: Activation,
 }
 
 impl Slot {
     fn new(dims: Dims, handle: Tensor, values: Arc<Values>, gradient: Gradient) -> Self {
-        Self { dims, handle, values, gradient }
+        let lazy = Lazy { dtype: values.dtype(), values: OnceLock::from(values), deferred: Mutex::default() };
+        Self { dims, handle, values: Arc::new(lazy), gradient }
+    }
+
+    /// A map that is computed when its elements are asked for.
+    pub(crate) fn deferred(dims: Dims, dtype: DType, deferred: Box<dyn Deferred>) -> Result<Self> {
+        let lazy = Lazy { dtype, values: OnceLock::new(), deferred: Mutex::new(Some(deferred)) };
+        Ok(Self { dims, handle: untracked()?, values: Arc::new(lazy), gradient: Gradient::default() })
+    }
+
+    /// The elements.
+    pub(crate) fn values(&self) -> Result<&Arc<Values>> {
+        if let Some(values) = self.values.values.get() {
+            return Ok(values);
+        }
+        let mut deferred = self.values.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(deferred) = deferred.take() {
+            let _ = self.values.values.set(Arc::new(deferred.run(None)?));
+        }
+        match self.values.values.get() {
+            Some(values) => Ok(values),
+            None => bail!("a map could not be computed"),
+        }
+    }
+
+    /// This map normalised, if it is not computed yet. It stays as it is, for others that may ask.
+    pub(crate) fn normalised(&self, norm: &Affine<'_>) -> Result<Option<Self>> {
+        let deferred = self.values.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*deferred {
+            Some(deferred) => {
+                let values = Arc::new(deferred.run(Some(norm))?);
+                Ok(Some(Self::new(self.dims, untracked()?, values, Gradient::default())))
+            }
+            None => Ok(None),
+        }
     }
 
     /// A map that nothing is differentiated through.
@@ -89,7 +151,7 @@ impl Slot {
     }
 
     pub(crate) fn dtype(&self) -> DType {
-        self.values.dtype()
+        self.values.dtype
     }
 
     /// The same elements under other dimensions.
@@ -107,7 +169,7 @@ impl Slot {
         }
         let values = Arc::new(by_element!(xs.dtype(), copy(xs))?);
         let gradient = Gradient::default();
-        let handle = match xs.track_op() {
+        let handle = match xs.track_op() && !without_gradients() {
             true => xs.apply_op1(Enter(gradient.clone()))?,
             false => untracked()?,
         };
@@ -116,9 +178,36 @@ impl Slot {
 
     /// An ordinary tensor [n, h, w, c].
     pub(crate) fn tensor(&self) -> Result<Tensor> {
-        let exit = Exit { dims: self.dims, values: self.values.clone(), gradient: self.gradient.clone() };
+        let exit = Exit { dims: self.dims, values: self.values()?.clone(), gradient: self.gradient.clone() };
         self.handle.apply_op1(exit)
     }
+}
+
+thread_local! {
+    static WITHOUT_GRADIENTS: Cell<bool> = const { Cell::new(false) };
+}
+
+fn without_gradients() -> bool {
+    WITHOUT_GRADIENTS.get()
+}
+
+/// Runs `f` with operators that prepare no backward, whatever their parameters are: quicker, and activations
+/// are freed as soon as they have been used. PyTorch's `no_grad`. Only the CPU kernels heed it.
+pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            WITHOUT_GRADIENTS.set(self.0);
+        }
+    }
+    let _restore = Restore(WITHOUT_GRADIENTS.replace(true));
+    f()
+}
+
+/// Whether nothing is differentiated through an operator on these.
+pub(crate) fn is_constant(maps: &[&Slot], params: &[&Tensor]) -> bool {
+    let tracked = maps.iter().any(|map| map.handle.track_op()) || params.iter().any(|param| param.track_op());
+    !tracked || without_gradients()
 }
 
 fn untracked() -> Result<Tensor> {
@@ -201,22 +290,24 @@ fn apply<T: Element>(
     let values = {
         let elements = params.iter().map(|param| Elements::<f32>::of(param)).collect::<Result<Vec<_>>>()?;
         let params: Vec<&[f32]> = elements.iter().map(|elements| &**elements).collect();
-        let maps = maps.iter().map(|map| map.values.slice::<T>()).collect::<Result<Vec<_>>>()?;
+        let maps = maps.iter().map(|map| map.values()?.slice::<T>()).collect::<Result<Vec<_>>>()?;
         Arc::new(T::into_values(kernel.forward(&maps, &params)))
     };
     let gradient = Gradient::default();
     let of_map: Vec<bool> = maps.iter().map(|map| map.handle.track_op()).collect();
     let of_param: Vec<bool> = params.iter().map(|param| param.track_op()).collect();
-    if !of_map.iter().chain(&of_param).any(|&tracked| tracked) {
+    if is_constant(maps, params) {
         return Ok(Slot::new(dims, untracked()?, values, gradient));
     }
-    let keeps = Saved {
-        maps: maps.iter().filter(|_| kernel_keeps(&kernel).inputs).map(|map| map.values.clone()).collect(),
-        output: kernel_keeps(&kernel).output.then(|| values.clone()),
+    let keeps = keeps(&kernel);
+    let kept = maps.iter().filter(|_| keeps.inputs);
+    let saved = Saved {
+        maps: kept.map(|map| map.values().cloned()).collect::<Result<_>>()?,
+        output: keeps.output.then(|| values.clone()),
     };
     let op = Op {
         kernel,
-        saved: Mutex::new(Some(keeps)),
+        saved: Mutex::new(Some(saved)),
         map_gradients: maps.iter().map(|map| map.gradient.clone()).collect(),
         gradient: gradient.clone(),
         of_map,
@@ -237,7 +328,7 @@ fn apply<T: Element>(
     Ok(Slot::new(dims, handle, values, gradient))
 }
 
-fn kernel_keeps<K: Kernel>(_: &K) -> Keeps {
+fn keeps<K: Kernel>(_: &K) -> Keeps {
     K::KEEPS
 }
 

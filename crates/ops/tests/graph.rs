@@ -112,3 +112,53 @@ fn both_backwards_agree() -> Result<()> {
     }
     Ok(())
 }
+
+/// Without gradients a convolution waits for its batch-norm; the result is that of one after the other.
+#[test]
+fn without_gradients_the_result_is_the_same() -> Result<()> {
+    // A depthwise, a Winograd and a strided convolution, on whole and odd numbers of tiles and panels.
+    for (c_in, c_out, groups, stride, n, size) in [
+        (6, 6, 6, 1, 3, (9, 7)),
+        (48, 64, 1, 1, 7, (14, 13)),
+        (5, 19, 1, 2, 2, (11, 8)),
+        (64, 130, 1, 1, 1, (3, 3)),
+    ] {
+        let xs = values(3, &[n, c_in, size.0, size.1])?;
+        let weight = Var::from_tensor(&(values(4, &[c_out, c_in / groups, 3, 3])? * 0.1)?)?;
+        let bias = Var::from_tensor(&values(5, &[c_out])?)?;
+        let norm = BatchNorm {
+            weight: Some(values(6, &[c_out])?),
+            bias: Some(values(7, &[c_out])?),
+            running_mean: Var::from_tensor(&values(8, &[c_out])?)?,
+            running_var: Var::from_tensor(&(values(9, &[c_out])?.sqr()? + 0.5)?)?,
+            eps: 1e-5,
+            momentum: 0.1,
+        };
+        let config = Conv2dConfig::new(stride, 1).groups(groups);
+        for dtype in [DType::F32, DType::BF16] {
+            let run = || {
+                let xs = FeatureMap::from_nchw(&xs.to_dtype(dtype)?)?;
+                let ys = conv2d(&xs, weight.as_tensor(), Some(bias.as_tensor()), &config)?;
+                let zs = batch_norm(&ys, &norm, None, Activation::Relu, false)?;
+                let zs = batch_norm(
+                    &conv2d(&xs, weight.as_tensor(), None, &config)?,
+                    &norm,
+                    Some(&zs),
+                    Activation::Tanh,
+                    false,
+                )?;
+                // The convolution's own result is still there to be asked for.
+                add(&ys, &zs)?.to_nchw()?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()
+            };
+            let (fused, one_by_one) = (zoo_ops::no_grad(run)?, run()?);
+            let bound = if dtype == DType::F32 { 1e-5 } else { 2e-2 };
+            for (a, b) in fused.iter().zip(&one_by_one) {
+                assert!(
+                    (a - b).abs() <= bound * b.abs().max(4.0),
+                    "{dtype:?} {c_in} to {c_out}: {a} and {b}"
+                );
+            }
+        }
+    }
+    Ok(())
+}

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 use zoo::Model;
 use zoo_data::Loader;
+use zoo_ops::no_grad;
 
 /// The result of an evaluation. Accuracies in percent.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -46,7 +47,8 @@ pub fn evaluate(
     let mut metrics = Metrics::default();
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
-        let logits = model.forward(&input.normalise(&batch, dtype, device)?, false)?;
+        let images = input.normalise(&batch, dtype, device)?;
+        let logits = no_grad(|| model.forward(&images, false))?;
         metrics.update(&logits, &batch.labels)?;
         if progress(metrics.n as usize).is_break() {
             return Ok(None);

@@ -3,11 +3,11 @@
 use super::{BatchNorm, affine};
 use crate::FeatureMap;
 use crate::activation::{Activation, Function, by_activation, cpu as functions};
-use crate::element::Element;
+use crate::element::{Element, Elements};
 use crate::parallel::{buffer, chunks, map};
 use crate::pool::take;
 use crate::simd::multiversion;
-use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot};
+use crate::slot::{Affine, Backward, Gradients, Keeps, Kernel, Slot, is_constant};
 use candle_core::{DType, Device, Error, Result, Tensor};
 use std::sync::{Arc, OnceLock};
 
@@ -29,8 +29,19 @@ pub(super) fn batch_norm(
     let statistics = Arc::new(OnceLock::new());
     let op = Op { eps: norm.eps, activation, train, fixed, batch: statistics.clone() };
     let (gamma, beta) = affine(norm, DType::F32)?;
+    let (gamma, beta) = (gamma.contiguous()?, beta.contiguous()?);
     let maps: Vec<&Slot> = std::iter::once(xs).chain(residual).collect();
-    let ys = op.apply(&maps, &[&gamma.contiguous()?, &beta.contiguous()?], xs.dims())?;
+    if let Some(fixed) = &op.fixed
+        && is_constant(&maps, &[&gamma, &beta])
+    {
+        let (gamma, beta) = (Elements::<f32>::of(&gamma)?, Elements::<f32>::of(&beta)?);
+        let Factors { scale, shift, .. } = op.factors(fixed, &[&gamma, &beta]);
+        let norm = Affine { scale: &scale, shift: &shift, residual, activation };
+        if let Some(ys) = xs.normalised(&norm)? {
+            return Ok((FeatureMap::slot(ys), None));
+        }
+    }
+    let ys = op.apply(&maps, &[&gamma, &beta], xs.dims())?;
     let tensor = |v: &[f32]| Tensor::from_slice(v, v.len(), &Device::Cpu);
     let batch: Option<&Statistics> = statistics.get();
     let batch = batch.map(|batch| Ok::<_, Error>((tensor(&batch.mean)?, tensor(&batch.var)?))).transpose()?;

@@ -1,6 +1,7 @@
 //! Depthwise convolution: one channel per group, vectorised over channels.
 
 use super::super::Geometry;
+use super::Finish;
 use crate::element::{Element, store};
 use crate::parallel::{buffer, chunks, map};
 use crate::pool::take;
@@ -37,7 +38,7 @@ fn columns(g: &Geometry, kx: usize) -> (std::ops::Range<usize>, usize) {
     (first..end.max(first), (first * stride + offset).saturating_sub(padding))
 }
 
-pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32]) -> Vec<T> {
+pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32], finish: Finish<'_, T>) -> Vec<T> {
     let weight = by_tap::<T>(g, weight);
     let (c, (h, w), (ho, wo)) = (g.c_in, g.size, g.out);
     let mut ys = take::<T>(g.pixels() * c);
@@ -54,6 +55,7 @@ pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32]) -> Vec
             }
         }
         store(out, &sum);
+        finish(i * wo * c, out);
     });
     ys
 }

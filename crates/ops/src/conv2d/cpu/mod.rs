@@ -6,10 +6,11 @@ mod product;
 mod winograd;
 
 use super::Geometry;
-use crate::element::Element;
-use crate::parallel::{buffer, chunks, map};
+use crate::activation::{Function, by_activation};
+use crate::element::{Element, Elements, by_element};
+use crate::parallel::{buffer, map};
 use crate::simd::multiversion;
-use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot};
+use crate::slot::{self, Affine, Backward, Gradients, Keeps, Kernel, Slot, Values, is_constant};
 use candle_core::{DType, Result, Tensor};
 
 /// The algorithms, best first; the last takes everything.
@@ -33,13 +34,87 @@ fn algorithm(g: &Geometry) -> Algorithm {
     }
 }
 
+/// What is done to elements of a result while they are in cache: called with the place of the first and the
+/// elements, once for each.
+type Finish<'a, T> = &'a (dyn Fn(usize, &mut [T]) + Sync);
+
 /// Differentiable in all three.
 pub(super) fn conv2d(xs: &Slot, weight: &Tensor, bias: Option<&Tensor>, g: Geometry) -> Result<Slot> {
     let weight = weight.to_dtype(DType::F32)?.contiguous()?;
+    let bias = bias.map(|bias| bias.to_dtype(DType::F32)?.contiguous()).transpose()?;
     let dims = (g.n, g.out.0, g.out.1, g.c_out);
-    match bias {
-        Some(bias) => Conv2d(g).apply(&[xs], &[&weight, &bias.to_dtype(DType::F32)?.contiguous()?], dims),
-        None => Conv2d(g).apply(&[xs], &[&weight], dims),
+    let params: Vec<&Tensor> = std::iter::once(&weight).chain(&bias).collect();
+    if is_constant(&[xs], &params) {
+        let convolution = Deferred { g, xs: xs.clone(), weight: weight.clone(), bias: bias.clone() };
+        return Slot::deferred(dims, xs.dtype(), Box::new(convolution));
+    }
+    Conv2d(g).apply(&[xs], &params, dims)
+}
+
+fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32], finish: Finish<'_, T>) -> Vec<T> {
+    match algorithm(g) {
+        Algorithm::Depthwise => depthwise::forward(g, xs, weight, finish),
+        Algorithm::Winograd => winograd::forward(g, xs, weight, finish),
+        Algorithm::Gemm => gemm::forward(g, xs, weight, finish),
+    }
+}
+
+/// A convolution that nothing is differentiated through, not computed yet: a batch-norm that comes next is
+/// applied while the result is in cache.
+struct Deferred {
+    g: Geometry,
+    xs: Slot,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl slot::Deferred for Deferred {
+    fn run(&self, norm: Option<&Affine<'_>>) -> Result<Values> {
+        by_element!(self.xs.dtype(), deferred(self, norm))
+    }
+}
+
+fn deferred<T: Element>(convolution: &Deferred, norm: Option<&Affine<'_>>) -> Result<Values> {
+    let Deferred { g, xs, weight, bias } = convolution;
+    let weight = Elements::<f32>::of(weight)?;
+    let bias = bias.as_ref().map(Elements::<f32>::of).transpose()?;
+    let bias: Option<&[f32]> = bias.as_deref();
+    let xs = xs.values()?.slice::<T>()?;
+    let Some(norm) = norm else {
+        return Ok(T::into_values(match bias {
+            Some(bias) => forward(g, xs, &weight, &|_, ys| add_rows(ys, bias)),
+            None => forward(g, xs, &weight, &|_, _| {}),
+        }));
+    };
+    // The bias is normalised too.
+    let shift: Vec<f32> = match bias {
+        Some(bias) => bias.iter().zip(norm.scale).zip(norm.shift).map(|((b, a), s)| b * a + s).collect(),
+        None => norm.shift.to_vec(),
+    };
+    let residual = norm.residual.map(|residual| residual.values()?.slice::<T>()).transpose()?;
+    Ok(T::into_values(forward(g, xs, &weight, &|at, ys| {
+        let residual = residual.map_or(&[] as &[T], |residual| &residual[at..at + ys.len()]);
+        by_activation!(norm.activation, normalise::<T>(norm.scale, &shift, residual, ys));
+    })))
+}
+
+multiversion! {
+    /// `y = f(y · scale + shift + residual)` for pixels of as many channels as there are scales.
+    fn normalise<T: Element, F: Function>(f: F, scale: &[f32], shift: &[f32], residual: &[T], ys: &mut [T]) {
+        let c = scale.len();
+        if residual.is_empty() {
+            for y in ys.chunks_exact_mut(c) {
+                for ((y, &a), &b) in y.iter_mut().zip(scale).zip(shift) {
+                    *y = T::from_f32(f.value(y.to_f32() * a + b));
+                }
+            }
+            return;
+        }
+        for (y, r) in ys.chunks_exact_mut(c).zip(residual.chunks_exact(c)) {
+            for (((y, &r), &a), &b) in y.iter_mut().zip(r).zip(scale).zip(shift) {
+                *y = T::from_f32(f.value(y.to_f32() * a + b + r.to_f32()));
+            }
+        }
     }
 }
 
@@ -50,16 +125,10 @@ impl Kernel for Conv2d {
     const KEEPS: Keeps = Keeps { inputs: true, output: false };
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T> {
-        let (g, xs, weight) = (&self.0, maps[0], params[0]);
-        let mut ys = match algorithm(g) {
-            Algorithm::Depthwise => depthwise::forward(g, xs, weight),
-            Algorithm::Winograd => winograd::forward(g, xs, weight),
-            Algorithm::Gemm => gemm::forward(g, xs, weight),
-        };
-        if let Some(bias) = params.get(1) {
-            chunks(&mut ys, 1024 * g.c_out, |_, piece| add_rows(piece, bias));
+        match params.get(1) {
+            Some(bias) => forward(&self.0, maps[0], params[0], &|_, ys| add_rows(ys, bias)),
+            None => forward(&self.0, maps[0], params[0], &|_, _| {}),
         }
-        ys
     }
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {

@@ -1,11 +1,12 @@
 //! A correlation of maps with packed weights, block by block of the result.
 
+use super::super::Finish;
 use super::super::product::{Left, Out, multiply, panel_width};
 use super::TASKS;
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 use crate::element::{Element, store};
-use crate::parallel::{buffer, map, with_scratch};
-use crate::pool::take;
+use crate::parallel::{map, with_scratch};
+use crate::pool::{Lent, lend, take};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -16,8 +17,8 @@ const BLOCK_PIXELS: usize = 96;
 pub(super) struct Pass {
     pub(super) y: Axis,
     pub(super) x: Axis,
-    /// [group][panel][tap × source channel][panel width]; columns beyond the last channel are zeros.
-    pub(super) weights: Vec<f32>,
+    /// [group][panel][tap × source channel][panel width]; what lies beyond the last channel is arbitrary.
+    pub(super) weights: Lent<f32>,
 }
 
 /// A correlation of maps [n, height, width, channels].
@@ -39,41 +40,47 @@ impl Correlation {
         (self.source_channels / self.groups, target, target.div_ceil(panel_width()))
     }
 
-    pub(super) fn run<T: Element>(&self, xs: &[T]) -> Vec<T> {
+    pub(super) fn run<T: Element>(&self, xs: &[T], finish: Finish<'_, T>) -> Vec<T> {
         let ((h, w), c) = (self.target, self.target_channels);
         let mut ys = take::<T>(self.n * h * w * c);
         let step = self.passes.first().map_or(1, |pass| pass.y.step);
         let columns = self.passes.first().map_or(0, |pass| pass.x.count);
         let blocks = blocks(self.n, h.div_ceil(step), columns, BLOCK_PIXELS);
-        // The target rows of a block lie together.
-        let (mut rest, mut parts) = (&mut ys[..], Vec::with_capacity(blocks.len()));
+        // The target rows of a block lie together; with each part goes its place.
+        let (mut rest, mut parts, mut at) = (&mut ys[..], Vec::with_capacity(blocks.len()), 0);
         for block in &blocks {
             let rows = (block.rows.end * step).min(h) - block.rows.start * step;
             let (part, others) = std::mem::take(&mut rest).split_at_mut(block.images.len() * rows * w * c);
             rest = others;
-            parts.push((block, part));
+            let len = part.len();
+            parts.push((block, at, part));
+            at += len;
         }
         let panels = self.of_group().2;
         // Few blocks are cut by channels too.
         let splits = if self.groups == 1 { TASKS.div_ceil(blocks.len().max(1)).min(panels) } else { 1 };
         if splits == 1 {
-            parts.into_par_iter().for_each(|(block, out)| self.block(xs, block, 0..panels, out, c));
+            parts.into_par_iter().for_each(|(block, at, out)| {
+                self.block(xs, block, 0..panels, out, c);
+                finish(at, out);
+            });
             return ys;
         }
         let split = |i: usize| panels * i / splits..panels * (i + 1) / splits;
         let channels = |i: usize| (split(i).end * panel_width()).min(c) - split(i).start * panel_width();
         let pieces = map(parts.len() * splits, |i| {
-            let ((block, part), i) = (&parts[i / splits], i % splits);
-            let mut out = buffer::<T>(part.len() / c * channels(i));
+            let ((block, _, part), i) = (&parts[i / splits], i % splits);
+            let mut out = lend::<T>(part.len() / c * channels(i));
             self.block(xs, block, split(i), &mut out, channels(i));
             out
         });
         for (i, piece) in pieces.iter().enumerate() {
-            let (part, i) = (&mut parts[i / splits].1, i % splits);
+            let (part, i) = (&mut parts[i / splits].2, i % splits);
             for (out, piece) in part.chunks_exact_mut(c).zip(piece.chunks_exact(channels(i))) {
                 out[split(i).start * panel_width()..][..piece.len()].copy_from_slice(piece);
             }
         }
+        parts.into_par_iter().for_each(|(_, at, out)| finish(at, out));
         ys
     }
 

@@ -11,9 +11,11 @@ mod reach;
 mod weight_gradient;
 
 use super::super::Geometry;
+use super::Finish;
 use super::product::panel_width;
 use crate::element::Element;
-use crate::parallel::{buffer, chunks};
+use crate::parallel::chunks;
+use crate::pool::{Lent, lend};
 use correlation::{Correlation, Pass};
 use reach::{Axis, Reach};
 pub(super) use weight_gradient::weight_gradient;
@@ -21,7 +23,7 @@ pub(super) use weight_gradient::weight_gradient;
 /// Tasks that a pass is cut into at least, where its shape allows: work for a dozen cores.
 const TASKS: usize = 16;
 
-pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32]) -> Vec<T> {
+pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32], finish: Finish<'_, T>) -> Vec<T> {
     let w = &g.window;
     let y = Axis::forward(g.out.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
     let x = Axis::forward(g.out.1, w.kernel.1, w.stride.1, w.padding.1, w.dilation.1);
@@ -31,7 +33,8 @@ pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32]) -> Vec
     let passes = vec![Pass { weights: pack::<T>(g, (&y, &x), (c_in, c_out), weight, at), y, x }];
     let (source, target) = (g.size, g.out);
     let (source_channels, target_channels, groups) = (g.c_in, g.c_out, g.groups);
-    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes }.run(xs)
+    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes }
+        .run(xs, finish)
 }
 
 pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Vec<T> {
@@ -50,7 +53,8 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     }
     let (source, target) = (g.out, g.size);
     let (source_channels, target_channels, groups) = (g.c_out, g.c_in, g.groups);
-    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes }.run(dys)
+    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes }
+        .run(dys, &|_, _| {})
 }
 
 /// Weights as [group][panel][tap × source channel][panel width], rounded as `T` stores them. `at` says where the
@@ -61,13 +65,13 @@ fn pack<T: Element>(
     (c_source, c_target): (usize, usize),
     weight: &[f32],
     at: impl Fn(usize, usize, usize) -> usize + Sync,
-) -> Vec<f32> {
+) -> Lent<f32> {
     const STEP: usize = 16;
     let width = panel_width();
     let taps: Vec<usize> =
         y.taps.iter().flat_map(|y| x.taps.iter().map(move |x| y.1 * g.window.kernel.1 + x.1)).collect();
     let panels = c_target.div_ceil(width);
-    let mut packed = buffer::<f32>(g.groups * panels * taps.len() * c_source * width);
+    let mut packed = lend::<f32>(g.groups * panels * taps.len() * c_source * width);
     chunks(&mut packed, taps.len() * c_source * width, |i, out| {
         let (group, first) = (i / panels, i % panels * width);
         // A few source channels at a time, for both sides to stay in cache.

@@ -7,6 +7,7 @@ use super::TASKS;
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 use crate::element::{Element, load};
 use crate::parallel::{buffer, chunks, map, with_scratch};
+use crate::pool::lend;
 use std::ops::Range;
 
 /// Output pixels of a block, at least.
@@ -27,9 +28,12 @@ pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys:
     let partial = map(parts * splits, |i| {
         let (part, i) = (i / splits, i % splits);
         let blocks = &blocks[blocks.len() * part / parts..blocks.len() * (part + 1) / parts];
-        let mut sums = buffer::<f32>(g.groups * depth * columns(i).len());
-        for block in blocks {
-            add_block(g, xs, dys, block, columns(i), &mut sums);
+        let mut sums = lend::<f32>(g.groups * depth * columns(i).len());
+        if blocks.is_empty() {
+            sums.fill(0.0);
+        }
+        for (i_block, block) in blocks.iter().enumerate() {
+            add_block(g, xs, dys, block, columns(i), &mut sums, i_block > 0);
         }
         sums
     });
@@ -54,7 +58,7 @@ pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys:
     dw
 }
 
-/// Adds a block's part of the gradient to `sums` [group][tap × c_in][columns].
+/// Writes a block's part of the gradient to `sums` [group][tap × c_in][columns], or adds it where `accumulate`.
 fn add_block<T: Element>(
     g: &Geometry,
     xs: &[T],
@@ -62,6 +66,7 @@ fn add_block<T: Element>(
     block: &Block,
     columns: Range<usize>,
     sums: &mut [f32],
+    accumulate: bool,
 ) {
     let ((c_in, c_out), width, w) = (g.group_channels(), panel_width(), &g.window);
     let y = Axis::forward(g.out.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
@@ -120,7 +125,7 @@ fn add_block<T: Element>(
                     data: &mut sums[group * depth * columns.len() + first..],
                     stride: columns.len(),
                     columns: width.min(columns.len() - first),
-                    accumulate: true,
+                    accumulate,
                 };
                 multiply(left, right, width, out);
             }

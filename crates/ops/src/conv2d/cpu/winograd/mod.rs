@@ -12,11 +12,11 @@
 mod transform;
 
 use super::super::Geometry;
-use super::from_columns;
 use super::product::{Left, Out, multiply, panel_width};
+use super::{Finish, from_columns};
 use crate::element::Element;
 use crate::parallel::{buffer, chunks, with_scratch};
-use crate::pool::take;
+use crate::pool::{Lent, lend, take};
 use rayon::prelude::*;
 use std::ops::Range;
 use transform::{
@@ -187,9 +187,9 @@ impl Filters<'_> {
     }
 
     /// All panels: [position][panel][c_in][panel width], positions [`GAP`] further apart.
-    fn transform_all<T: Element>(&self) -> Vec<f32> {
+    fn transform_all<T: Element>(&self) -> Lent<f32> {
         let (panels, panel_len) = (self.panels(), self.panel_len());
-        let mut out = buffer::<f32>(POSITIONS * (panels * panel_len + GAP));
+        let mut out = lend::<f32>(POSITIONS * (panels * panel_len + GAP));
         // A task has a panel's part of every position.
         let mut parts: Vec<Vec<&mut [f32]>> = (0..panels).map(|_| Vec::with_capacity(POSITIONS)).collect();
         for position in out.chunks_exact_mut(panels * panel_len + GAP) {
@@ -202,10 +202,10 @@ impl Filters<'_> {
     }
 }
 
-pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32]) -> Vec<T> {
+pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32], finish: Finish<'_, T>) -> Vec<T> {
     let (c_in, c_out) = (g.c_in, g.c_out);
     let filters = Filters { weight, c_in, c_out, steps: (9, c_in * 9), turned: false };
-    Convolution { g, tiles: Tiles::new(g), filters }.run(xs)
+    Convolution { g, tiles: Tiles::new(g), filters }.run(xs, finish)
 }
 
 /// A convolution of the output gradient with the filters turned round.
@@ -215,7 +215,7 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     let (c_in, c_out) = (g.c_out, g.c_in);
     let transposed = Geometry { size: g.out, c_in, out: g.size, c_out, window, ..*g };
     let filters = Filters { weight, c_in, c_out, steps: (c_out * 9, 9), turned: true };
-    Convolution { g: &transposed, tiles: Tiles::new(&transposed), filters }.run(dys)
+    Convolution { g: &transposed, tiles: Tiles::new(&transposed), filters }.run(dys, &|_, _| {})
 }
 
 /// A convolution of stride 1.
@@ -235,7 +235,7 @@ impl Convolution<'_> {
     /// Tiles up to which transformed filters weigh more than they.
     const FEW_TILES: usize = 64;
 
-    fn run<T: Element>(&self, xs: &[T]) -> Vec<T> {
+    fn run<T: Element>(&self, xs: &[T], finish: Finish<'_, T>) -> Vec<T> {
         let mut ys = take::<T>(self.g.pixels() * self.g.c_out);
         let source =
             Source { maps: xs, size: self.g.size, channels: self.g.c_in, offset: self.g.window.padding };
@@ -243,8 +243,9 @@ impl Convolution<'_> {
         let (panels, panel_len) = (self.filters.panels(), self.filters.panel_len());
         if POSITIONS * panels * panel_len * size_of::<f32>() <= Self::FILTER_BYTES {
             let filters = self.filters.transform_all::<T>();
-            self.split(&mut ys, &tasks).into_par_iter().for_each(|(strips, out)| {
+            self.split(&mut ys, &tasks).into_par_iter().for_each(|(strips, at, out)| {
                 self.together(source, &filters, strips, out);
+                finish(at, out);
             });
             return ys;
         }
@@ -258,8 +259,9 @@ impl Convolution<'_> {
             } else {
                 self.by_position::<T>(seen, inputs, result, products);
             }
-            self.split(&mut ys, &tasks).into_par_iter().for_each(|(strips, out)| {
+            self.split(&mut ys, &tasks).into_par_iter().for_each(|(strips, at, out)| {
                 self.outputs(strips.clone(), result, products, strips.start * self.tiles.columns, out);
+                finish(at, out);
             });
         });
         ys
@@ -305,14 +307,19 @@ impl Convolution<'_> {
         (Store::by_tile(tiles, self.g.c_in), Store::by_panel(tiles, self.g.c_out))
     }
 
-    /// The output rows of each task's strips, which lie together.
-    fn split<'a, T>(&self, ys: &'a mut [T], tasks: &[Range<usize>]) -> Vec<(Range<usize>, &'a mut [T])> {
-        let ((ho, wo), mut rest) = (self.g.out, ys);
+    /// The output rows of each task's strips, which lie together, and where they start.
+    fn split<'a, T>(
+        &self,
+        ys: &'a mut [T],
+        tasks: &[Range<usize>],
+    ) -> Vec<(Range<usize>, usize, &'a mut [T])> {
+        let ((ho, wo), mut rest, mut at) = (self.g.out, ys, 0);
         let part = |strips: &Range<usize>| {
             let rows: usize = strips.clone().map(|strip| (ho - strip % self.tiles.strips * 4).min(4)).sum();
             let (part, others) = std::mem::take(&mut rest).split_at_mut(rows * wo * self.g.c_out);
             rest = others;
-            (strips.clone(), part)
+            at += part.len();
+            (strips.clone(), at - part.len(), part)
         };
         tasks.iter().map(part).collect()
     }
@@ -458,13 +465,13 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
         }
         // [position][panel][c_in][panel width], positions a gap apart.
         let position_len = panels * panel_len + GAP;
-        let mut total = buffer::<f32>(POSITIONS * position_len);
-        for strips in &tasks {
+        let mut total = lend::<f32>(POSITIONS * position_len);
+        for (i, strips) in tasks.iter().enumerate() {
             let count = transformed(strips, input, gradient);
             let sums = Sums { input, inputs: inputs.of(count), gradient, gradients: gradients.of(count) };
             total.par_chunks_exact_mut(position_len).enumerate().for_each(|(position, total)| {
                 for (panel, total) in total.chunks_exact_mut(panel_len).enumerate() {
-                    sums.product(position, panel, total, true);
+                    sums.product(position, panel, total, i > 0);
                 }
             });
         }
