@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 use zoo::{Config, Model, Params};
 use zoo_ops::rng::{Noise, stream};
-use zoo_ops::{FeatureMap, no_grad};
+use zoo_ops::{FeatureMap, Inference};
 use zoo_trainer::{Gradients, Optimizer, SgdConfig, train_pass};
 
 /// Arguments of `zoo bench`.
@@ -119,9 +119,10 @@ impl Bench<'_> {
             (0..self.args.batch_size).map(|i| (i % self.config.num_classes) as u32).collect();
         let sgd = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
         let mut optimizer = Optimizer::new(params.trainable(), sgd)?;
+        let inference = Inference::default();
         let mut step = || -> Result<()> {
             match self.args.mode {
-                Mode::Infer => settle(&no_grad(|| model.forward(&self.xs, false))?),
+                Mode::Infer => settle(&inference.run(|| model.forward(&self.xs, false))?),
                 Mode::Train => {
                     let pass = train_pass(&model, &self.xs, &labels, 0.0, 1.0)?;
                     let gradients = Gradients::take(optimizer.parameters(), pass.gradients);

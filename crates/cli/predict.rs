@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use unicode_width::UnicodeWidthStr;
 use zoo_data::CatalogEntry;
-use zoo_ops::{FeatureMap, no_grad};
+use zoo_ops::{FeatureMap, Inference};
 use zoo_trainer::Input;
 
 /// Pictures computed at a time.
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     };
     let dataset = dataset.map(CatalogEntry::meta);
     let trained = found.open(&args.foreign, dataset.as_ref(), &device, printer)?;
-    let network = Network { trained, dtype, device };
+    let network = Network { trained, inference: Inference::default(), dtype, device };
     let mut answers = Vec::with_capacity(images.len());
     for images in images.chunks(BATCH) {
         answers.extend(network.answer(images, args)?);
@@ -103,6 +103,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
 
 struct Network {
     trained: Trained,
+    inference: Inference,
     dtype: DType,
     device: Device,
 }
@@ -147,7 +148,8 @@ impl Network {
         }
         let dims = (n, *side, *side, *c);
         let xs = FeatureMap::from_bytes(pixels, dims, (mean, std), self.dtype, &self.device)?;
-        Ok(no_grad(|| self.trained.model.forward(&xs, false))?.to_vec2::<f32>()?)
+        let logits = self.inference.run(|| self.trained.model.forward(&xs, false))?;
+        Ok(logits.to_vec2::<f32>()?)
     }
 
     /// The `k` most probable classes, the most probable first.

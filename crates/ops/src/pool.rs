@@ -66,6 +66,7 @@ pub(crate) fn give<T: Element>(buffer: Vec<T>) {
 }
 
 /// A buffer that goes back by itself.
+#[derive(Debug)]
 pub(crate) struct Lent<T: Element>(Vec<T>);
 
 /// Like [`take`], for a while.

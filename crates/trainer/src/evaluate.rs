@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 use zoo::Model;
 use zoo_data::Loader;
-use zoo_ops::no_grad;
+use zoo_ops::Inference;
 
 /// The result of an evaluation. Accuracies in percent.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -45,10 +45,11 @@ pub fn evaluate(
 ) -> Result<Option<EvalReport>> {
     let start = Instant::now();
     let mut metrics = Metrics::default();
+    let inference = Inference::default();
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
         let images = input.normalise(&batch, dtype, device)?;
-        let logits = no_grad(|| model.forward(&images, false))?;
+        let logits = inference.run(|| model.forward(&images, false))?;
         metrics.update(&logits, &batch.labels)?;
         if progress(metrics.n as usize).is_break() {
             return Ok(None);

@@ -1,7 +1,7 @@
 //! Depthwise convolution: one channel per group, vectorised over channels.
 
 use super::super::Geometry;
-use super::Finish;
+use super::{Finish, Weight};
 use crate::element::{Element, store};
 use crate::parallel::{buffer, chunks, map};
 use crate::pool::take;
@@ -38,8 +38,13 @@ fn columns(g: &Geometry, kx: usize) -> (std::ops::Range<usize>, usize) {
     (first..end.max(first), (first * stride + offset).saturating_sub(padding))
 }
 
-pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32], finish: Finish<'_, T>) -> Vec<T> {
-    let weight = by_tap::<T>(g, weight);
+pub(super) fn forward<T: Element>(
+    g: &Geometry,
+    xs: &[T],
+    weight: Weight<'_>,
+    finish: Finish<'_, T>,
+) -> Vec<T> {
+    let weight = by_tap::<T>(g, weight.values);
     let (c, (h, w), (ho, wo)) = (g.c_in, g.size, g.out);
     let mut ys = take::<T>(g.pixels() * c);
     chunks(&mut ys, wo * c, |i, out| {

@@ -8,10 +8,11 @@ mod winograd;
 use super::Geometry;
 use crate::activation::{Function, by_activation};
 use crate::element::{Element, Elements, by_element};
+use crate::inference::is_running;
 use crate::parallel::{buffer, map};
 use crate::simd::multiversion;
 use crate::slot::{self, Affine, Backward, Gradients, Keeps, Kernel, Slot, Values, is_constant};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, TensorId};
 
 /// The algorithms, best first; the last takes everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,14 @@ fn algorithm(g: &Geometry) -> Algorithm {
 /// elements, once for each.
 type Finish<'a, T> = &'a (dyn Fn(usize, &mut [T]) + Sync);
 
+/// A convolution's weight [c_out, c_in / groups, kh, kw]; with the tensor's identity where it may be kept as
+/// kernels arrange it.
+#[derive(Clone, Copy)]
+struct Weight<'a> {
+    values: &'a [f32],
+    id: Option<TensorId>,
+}
+
 /// Differentiable in all three.
 pub(super) fn conv2d(xs: &Slot, weight: &Tensor, bias: Option<&Tensor>, g: Geometry) -> Result<Slot> {
     let weight = weight.to_dtype(DType::F32)?.contiguous()?;
@@ -51,7 +60,7 @@ pub(super) fn conv2d(xs: &Slot, weight: &Tensor, bias: Option<&Tensor>, g: Geome
     Conv2d(g).apply(&[xs], &params, dims)
 }
 
-fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32], finish: Finish<'_, T>) -> Vec<T> {
+fn forward<T: Element>(g: &Geometry, xs: &[T], weight: Weight<'_>, finish: Finish<'_, T>) -> Vec<T> {
     match algorithm(g) {
         Algorithm::Depthwise => depthwise::forward(g, xs, weight, finish),
         Algorithm::Winograd => winograd::forward(g, xs, weight, finish),
@@ -76,14 +85,15 @@ impl slot::Deferred for Deferred {
 
 fn deferred<T: Element>(convolution: &Deferred, norm: Option<&Affine<'_>>) -> Result<Values> {
     let Deferred { g, xs, weight, bias } = convolution;
-    let weight = Elements::<f32>::of(weight)?;
+    let elements = Elements::<f32>::of(weight)?;
+    let weight = Weight { values: &elements, id: is_running().then(|| weight.id()) };
     let bias = bias.as_ref().map(Elements::<f32>::of).transpose()?;
     let bias: Option<&[f32]> = bias.as_deref();
     let xs = xs.values()?.slice::<T>()?;
     let Some(norm) = norm else {
         return Ok(T::into_values(match bias {
-            Some(bias) => forward(g, xs, &weight, &|_, ys| add_rows(ys, bias)),
-            None => forward(g, xs, &weight, &|_, _| {}),
+            Some(bias) => forward(g, xs, weight, &|_, ys| add_rows(ys, bias)),
+            None => forward(g, xs, weight, &|_, _| {}),
         }));
     };
     // The bias is normalised too.
@@ -92,7 +102,7 @@ fn deferred<T: Element>(convolution: &Deferred, norm: Option<&Affine<'_>>) -> Re
         None => norm.shift.to_vec(),
     };
     let residual = norm.residual.map(|residual| residual.values()?.slice::<T>()).transpose()?;
-    Ok(T::into_values(forward(g, xs, &weight, &|at, ys| {
+    Ok(T::into_values(forward(g, xs, weight, &|at, ys| {
         let residual = residual.map_or(&[] as &[T], |residual| &residual[at..at + ys.len()]);
         by_activation!(norm.activation, normalise::<T>(norm.scale, &shift, residual, ys));
     })))
@@ -125,9 +135,10 @@ impl Kernel for Conv2d {
     const KEEPS: Keeps = Keeps { inputs: true, output: false };
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T> {
+        let weight = Weight { values: params[0], id: None };
         match params.get(1) {
-            Some(bias) => forward(&self.0, maps[0], params[0], &|_, ys| add_rows(ys, bias)),
-            None => forward(&self.0, maps[0], params[0], &|_, _| {}),
+            Some(bias) => forward(&self.0, maps[0], weight, &|_, ys| add_rows(ys, bias)),
+            None => forward(&self.0, maps[0], weight, &|_, _| {}),
         }
     }
 

@@ -9,6 +9,7 @@ use crate::parallel::{map, with_scratch};
 use crate::pool::{Lent, lend, take};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Output pixels of a block, at least.
 const BLOCK_PIXELS: usize = 96;
@@ -18,7 +19,7 @@ pub(super) struct Pass {
     pub(super) y: Axis,
     pub(super) x: Axis,
     /// [group][panel][tap × source channel][panel width]; what lies beyond the last channel is arbitrary.
-    pub(super) weights: Lent<f32>,
+    pub(super) weights: Arc<Lent<f32>>,
 }
 
 /// A correlation of maps [n, height, width, channels].

@@ -11,26 +11,36 @@ mod reach;
 mod weight_gradient;
 
 use super::super::Geometry;
-use super::Finish;
 use super::product::panel_width;
+use super::{Finish, Weight};
 use crate::element::Element;
+use crate::inference::{Form, prepared};
 use crate::parallel::chunks;
 use crate::pool::{Lent, lend};
+use candle_core::DType;
 use correlation::{Correlation, Pass};
 use reach::{Axis, Reach};
+use std::sync::Arc;
 pub(super) use weight_gradient::weight_gradient;
 
 /// Tasks that a pass is cut into at least, where its shape allows: work for a dozen cores.
 const TASKS: usize = 16;
 
-pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32], finish: Finish<'_, T>) -> Vec<T> {
+pub(super) fn forward<T: Element>(
+    g: &Geometry,
+    xs: &[T],
+    weight: Weight<'_>,
+    finish: Finish<'_, T>,
+) -> Vec<T> {
     let w = &g.window;
     let y = Axis::forward(g.out.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
     let x = Axis::forward(g.out.1, w.kernel.1, w.stride.1, w.padding.1, w.dilation.1);
     let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
     let reach = (Reach::new(std::slice::from_ref(&y)), Reach::new(std::slice::from_ref(&x)));
     let at = |group, source, target| ((group * c_out + target) * c_in + source) * taps;
-    let passes = vec![Pass { weights: pack::<T>(g, (&y, &x), (c_in, c_out), weight, at), y, x }];
+    let form = Form::Panels { bf16: T::DTYPE == DType::BF16 };
+    let weights = prepared(weight.id, form, || pack::<T>(g, (&y, &x), (c_in, c_out), weight.values, at));
+    let passes = vec![Pass { weights, y, x }];
     let (source, target) = (g.size, g.out);
     let (source_channels, target_channels, groups) = (g.c_in, g.c_out, g.groups);
     Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes }
@@ -47,7 +57,7 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     let mut passes = Vec::new();
     for y in &ys {
         for x in &xs {
-            let weights = pack::<T>(g, (y, x), (c_out, c_in), weight, at);
+            let weights = Arc::new(pack::<T>(g, (y, x), (c_out, c_in), weight, at));
             passes.push(Pass { weights, y: y.clone(), x: x.clone() });
         }
     }

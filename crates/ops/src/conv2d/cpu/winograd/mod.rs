@@ -13,12 +13,15 @@ mod transform;
 
 use super::super::Geometry;
 use super::product::{Left, Out, multiply, panel_width};
-use super::{Finish, from_columns};
+use super::{Finish, Weight, from_columns};
 use crate::element::Element;
+use crate::inference::{Form, prepared};
 use crate::parallel::{buffer, chunks, with_scratch};
 use crate::pool::{Lent, lend, take};
+use candle_core::{DType, TensorId};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 use transform::{
     Target, Window, from_filter_gradients, input_tile, output_gradient_tile, output_tile, to_filters,
 };
@@ -202,10 +205,15 @@ impl Filters<'_> {
     }
 }
 
-pub(super) fn forward<T: Element>(g: &Geometry, xs: &[T], weight: &[f32], finish: Finish<'_, T>) -> Vec<T> {
+pub(super) fn forward<T: Element>(
+    g: &Geometry,
+    xs: &[T],
+    weight: Weight<'_>,
+    finish: Finish<'_, T>,
+) -> Vec<T> {
     let (c_in, c_out) = (g.c_in, g.c_out);
-    let filters = Filters { weight, c_in, c_out, steps: (9, c_in * 9), turned: false };
-    Convolution { g, tiles: Tiles::new(g), filters }.run(xs, finish)
+    let filters = Filters { weight: weight.values, c_in, c_out, steps: (9, c_in * 9), turned: false };
+    Convolution { g, tiles: Tiles::new(g), filters, id: weight.id }.run(xs, finish)
 }
 
 /// A convolution of the output gradient with the filters turned round.
@@ -215,7 +223,7 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     let (c_in, c_out) = (g.c_out, g.c_in);
     let transposed = Geometry { size: g.out, c_in, out: g.size, c_out, window, ..*g };
     let filters = Filters { weight, c_in, c_out, steps: (c_out * 9, 9), turned: true };
-    Convolution { g: &transposed, tiles: Tiles::new(&transposed), filters }.run(dys, &|_, _| {})
+    Convolution { g: &transposed, tiles: Tiles::new(&transposed), filters, id: None }.run(dys, &|_, _| {})
 }
 
 /// A convolution of stride 1.
@@ -223,6 +231,8 @@ struct Convolution<'a> {
     g: &'a Geometry,
     tiles: Tiles,
     filters: Filters<'a>,
+    /// Of the weight, where its transformed filters may be kept.
+    id: Option<TensorId>,
 }
 
 impl Convolution<'_> {
@@ -242,7 +252,7 @@ impl Convolution<'_> {
         let tasks = self.tiles.tasks(Self::TASK_TILES);
         let (panels, panel_len) = (self.filters.panels(), self.filters.panel_len());
         if POSITIONS * panels * panel_len * size_of::<f32>() <= Self::FILTER_BYTES {
-            let filters = self.filters.transform_all::<T>();
+            let filters = self.all_filters::<T>();
             self.split(&mut ys, &tasks).into_par_iter().for_each(|(strips, at, out)| {
                 self.together(source, &filters, strips, out);
                 finish(at, out);
@@ -254,7 +264,7 @@ impl Convolution<'_> {
             let (seen, result) = scratch.split_at_mut(inputs.len());
             let all = 0..self.tiles.images * self.tiles.strips;
             transform(&self.tiles, all, source, inputs, seen, input_tile);
-            if self.tiles.count() <= Self::FEW_TILES {
+            if self.tiles.count() <= Self::FEW_TILES && self.id.is_none() {
                 self.by_panel::<T>(seen, inputs, result, products);
             } else {
                 self.by_position::<T>(seen, inputs, result, products);
@@ -265,6 +275,11 @@ impl Convolution<'_> {
             });
         });
         ys
+    }
+
+    fn all_filters<T: Element>(&self) -> Arc<Lent<f32>> {
+        let form = Form::Winograd { bf16: T::DTYPE == DType::BF16 };
+        prepared(self.id, form, || self.filters.transform_all::<T>())
     }
 
     /// Each task transforms a panel of filters and uses it up: the filters are the larger side.
@@ -291,7 +306,7 @@ impl Convolution<'_> {
     /// Each task reads a position's tiles over and over, one panel of filters after the other.
     fn by_position<T: Element>(&self, seen: &[f32], inputs: Store, result: &mut [f32], products: Store) {
         let (starts, panel_len) = (starts(inputs), self.filters.panel_len());
-        let filters = self.filters.transform_all::<T>();
+        let filters = self.all_filters::<T>();
         let filters = filters.par_chunks_exact(products.blocks() * panel_len + GAP);
         let results = result.par_chunks_exact_mut(products.position_len());
         let seen = seen.par_chunks_exact(inputs.position_len());
