@@ -33,14 +33,14 @@ const POSITIONS: usize = 36;
 /// power of two apart would share a few sets of the cache.
 const GAP: usize = 16;
 
-/// Whether this kernel is the quickest for a geometry. Below some sixty channels the transforms cost what the
+/// Whether this kernel is the quickest for a geometry. Below some thirty channels the transforms cost what the
 /// products save, and with few tiles a transformed filter is used too rarely to be worth reading.
 pub(super) fn serves(g: &Geometry) -> bool {
     let w = &g.window;
     let shape = w.kernel == (3, 3) && w.stride == (1, 1) && w.dilation == (1, 1) && g.groups == 1;
     let padding = w.padding.0 <= 2 && w.padding.1 <= 2;
     let tiles = g.n * g.out.0.div_ceil(4) * g.out.1.div_ceil(4);
-    shape && padding && g.c_in >= 48 && g.c_out >= 48 && tiles >= 24
+    shape && padding && g.c_in >= 32 && g.c_out >= 32 && tiles >= 24
 }
 
 /// Transformed data of a set of tiles: [position][block of channels][tile][channel of the block], neighbouring
