@@ -409,23 +409,21 @@ pub fn backward(loss: &Tensor) -> Result<GradStore> {
     let collected = COLLECTED.take().unwrap_or_default();
     drop(stop);
     for (id, gradient) in collected {
-        let sum = match gradients.get_id(id) {
-            Some(other) => (other + gradient)?,
-            None => gradient,
-        };
+        let sum = plus(gradients.get_id(id), gradient)?;
         gradients.insert_id(id, sum);
     }
     Ok(gradients)
+}
+
+fn plus(before: Option<&Tensor>, gradient: Tensor) -> Result<Tensor> {
+    before.map_or(Ok(gradient.clone()), |before| before + &gradient)
 }
 
 /// Keeps the gradient of a variable for [`backward`]; gives it back where that does not run.
 fn collect(param: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
     COLLECTED.with_borrow_mut(|collected| match collected {
         Some(collected) if param.is_variable() => {
-            let sum = match collected.get(&param.id()) {
-                Some(other) => (other + gradient)?,
-                None => gradient,
-            };
+            let sum = plus(collected.get(&param.id()), gradient)?;
             collected.insert(param.id(), sum);
             Ok(None)
         }

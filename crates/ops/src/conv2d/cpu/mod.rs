@@ -68,6 +68,14 @@ fn forward<T: Element>(g: &Geometry, xs: &[T], weight: Weight<'_>, finish: Finis
     }
 }
 
+/// The convolution with its bias, if it has one.
+fn biased<T: Element>(g: &Geometry, xs: &[T], weight: Weight<'_>, bias: Option<&[f32]>) -> Vec<T> {
+    match bias {
+        Some(bias) => forward(g, xs, weight, &|_, ys| add_rows(ys, bias)),
+        None => forward(g, xs, weight, &|_, _| {}),
+    }
+}
+
 /// A convolution that nothing is differentiated through, not computed yet: a batch-norm that comes next is
 /// applied while the result is in cache.
 struct Deferred {
@@ -90,12 +98,7 @@ fn deferred<T: Element>(convolution: &Deferred, norm: Option<&Affine<'_>>) -> Re
     let bias = bias.as_ref().map(Elements::<f32>::of).transpose()?;
     let bias: Option<&[f32]> = bias.as_deref();
     let xs = xs.values()?.slice::<T>()?;
-    let Some(norm) = norm else {
-        return Ok(T::into_values(match bias {
-            Some(bias) => forward(g, xs, weight, &|_, ys| add_rows(ys, bias)),
-            None => forward(g, xs, weight, &|_, _| {}),
-        }));
-    };
+    let Some(norm) = norm else { return Ok(T::into_values(biased(g, xs, weight, bias))) };
     // The bias is normalised too.
     let shift: Vec<f32> = match bias {
         Some(bias) => bias.iter().zip(norm.scale).zip(norm.shift).map(|((b, a), s)| b * a + s).collect(),
@@ -136,10 +139,7 @@ impl Kernel for Conv2d {
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T> {
         let weight = Weight { values: params[0], id: None };
-        match params.get(1) {
-            Some(bias) => forward(&self.0, maps[0], weight, &|_, ys| add_rows(ys, bias)),
-            None => forward(&self.0, maps[0], weight, &|_, _| {}),
-        }
+        biased(&self.0, maps[0], weight, params.get(1).copied())
     }
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {

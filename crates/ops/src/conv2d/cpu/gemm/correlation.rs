@@ -137,8 +137,8 @@ impl Correlation {
                     }
                 }
                 let (runs, run) = self.runs(pass, row_step);
-                let place = Place { pass, rows, row: block.rows.start, images: block.images.len(), channels };
-                self.multiply(pass, source, &mut starts, (&runs, run), panels.clone(), place, result, out);
+                let place = Place { pass, rows, images: block.images.len(), channels };
+                self.multiply(source, &mut starts, (&runs, run), panels.clone(), &place, result, out);
             }
         });
     }
@@ -163,16 +163,15 @@ impl Correlation {
     #[expect(clippy::too_many_arguments, reason = "one product of a block, with all that it is made of")]
     fn multiply<T: Element>(
         &self,
-        pass: &Pass,
         source: &[f32],
         starts: &mut [usize],
         (runs, run): (&[usize], usize),
         panels: Range<usize>,
-        place: Place<'_>,
+        place: &Place<'_>,
         result: &mut [f32],
         out: &mut [T],
     ) {
-        let width = panel_width();
+        let (width, pass) = (panel_width(), place.pass);
         let ((c_source, c_target, of_group), channels) = (self.of_group(), place.channels);
         let panel_len = pass.y.taps.len() * pass.x.taps.len() * c_source * width;
         for group in 0..self.groups {
@@ -209,8 +208,7 @@ impl Correlation {
 struct Place<'a> {
     pass: &'a Pass,
     images: usize,
-    /// First position of the block along y, and how many there are.
-    row: usize,
+    /// Positions of the block along y.
     rows: usize,
     /// Channels of a pixel in the block's output.
     channels: usize,
@@ -232,7 +230,6 @@ impl Place<'_> {
         for image in 0..self.images {
             for row in 0..self.rows {
                 let at_y = row * y.step + y.origin;
-                debug_assert!((self.row * y.step + at_y) < whole.target.0);
                 for (column, values) in results.by_ref().take(x.count).enumerate() {
                     let pixel = at_y * w + column * x.step + x.origin;
                     store(&mut out[image * image_len + pixel * self.channels + channel..][..columns], values);

@@ -32,9 +32,7 @@ pub(super) fn forward<T: Element>(
     weight: Weight<'_>,
     finish: Finish<'_, T>,
 ) -> Vec<T> {
-    let w = &g.window;
-    let y = Axis::forward(g.out.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
-    let x = Axis::forward(g.out.1, w.kernel.1, w.stride.1, w.padding.1, w.dilation.1);
+    let (y, x) = Axis::of_outputs(g);
     let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
     let reach = (Reach::new(std::slice::from_ref(&y)), Reach::new(std::slice::from_ref(&x)));
     let at = |group, source, target| ((group * c_out + target) * c_in + source) * taps;

@@ -1,5 +1,6 @@
 //! What outputs see of a map: taps along an axis, the rectangle that a block of outputs reaches, its copy.
 
+use super::super::super::Geometry;
 use crate::element::{Element, load};
 use std::ops::Range;
 
@@ -18,15 +19,18 @@ pub(super) struct Axis {
 
 impl Axis {
     /// Outputs seen from the input.
-    pub(super) fn forward(
-        count: usize,
-        kernel: usize,
-        stride: usize,
-        padding: usize,
-        dilation: usize,
-    ) -> Self {
+    fn forward(count: usize, kernel: usize, stride: usize, padding: usize, dilation: usize) -> Self {
         let taps = (0..kernel).map(|k| ((k * dilation) as isize - padding as isize, k)).collect();
         Self { taps, origin: 0, step: 1, count, stride }
+    }
+
+    /// Rows and columns of a convolution's outputs.
+    pub(super) fn of_outputs(g: &Geometry) -> (Self, Self) {
+        let w = &g.window;
+        (
+            Self::forward(g.out.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0),
+            Self::forward(g.out.1, w.kernel.1, w.stride.1, w.padding.1, w.dilation.1),
+        )
     }
 
     /// Input positions seen from the output: those of each residue modulo the stride.

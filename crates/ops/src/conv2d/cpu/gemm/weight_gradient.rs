@@ -69,8 +69,7 @@ fn add_block<T: Element>(
     accumulate: bool,
 ) {
     let ((c_in, c_out), width, w) = (g.group_channels(), panel_width(), &g.window);
-    let y = Axis::forward(g.out.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
-    let x = Axis::forward(g.out.1, w.kernel.1, w.stride.1, w.padding.1, w.dilation.1);
+    let (y, x) = Axis::of_outputs(g);
     let (reach_y, reach_x) = (Reach::new(std::slice::from_ref(&y)), Reach::new(std::slice::from_ref(&x)));
     // Pixels a power of two apart would share a few sets of the cache.
     let pixel = if g.c_in.is_multiple_of(64) { g.c_in + 16 } else { g.c_in };

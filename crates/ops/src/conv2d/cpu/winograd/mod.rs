@@ -193,13 +193,7 @@ impl Filters<'_> {
     fn transform_all<T: Element>(&self) -> Lent<f32> {
         let (panels, panel_len) = (self.panels(), self.panel_len());
         let mut out = lend::<f32>(POSITIONS * (panels * panel_len + GAP));
-        // A task has a panel's part of every position.
-        let mut parts: Vec<Vec<&mut [f32]>> = (0..panels).map(|_| Vec::with_capacity(POSITIONS)).collect();
-        for position in out.chunks_exact_mut(panels * panel_len + GAP) {
-            for (part, slice) in parts.iter_mut().zip(position.chunks_exact_mut(panel_len)) {
-                part.push(slice);
-            }
-        }
+        let parts = panels_of(&mut out, panels, panel_len);
         parts.into_par_iter().enumerate().for_each(|(panel, mut out)| self.transform::<T>(panel, &mut out));
         out
     }
@@ -285,12 +279,7 @@ impl Convolution<'_> {
     /// Each task transforms a panel of filters and uses it up: the filters are the larger side.
     fn by_panel<T: Element>(&self, seen: &[f32], inputs: Store, result: &mut [f32], products: Store) {
         let (starts, panel_len) = (starts(inputs), self.filters.panel_len());
-        let mut parts: Vec<_> = (0..products.blocks()).map(|_| Vec::with_capacity(POSITIONS)).collect();
-        for position in result.chunks_exact_mut(products.position_len()) {
-            for (part, slice) in parts.iter_mut().zip(position.chunks_exact_mut(products.block_len())) {
-                part.push(slice);
-            }
-        }
+        let parts = panels_of(result, products.blocks(), products.block_len());
         parts.into_par_iter().enumerate().for_each(|(panel, results)| {
             with_scratch(POSITIONS * (panel_len + GAP), |filters| {
                 let mut filters: Vec<&mut [f32]> = filters.chunks_exact_mut(panel_len + GAP).collect();
@@ -404,6 +393,17 @@ impl Convolution<'_> {
     }
 }
 
+/// Each panel's part of every position, of data [position][panel][`panel_len`] with positions a gap apart.
+fn panels_of(data: &mut [f32], panels: usize, panel_len: usize) -> Vec<Vec<&mut [f32]>> {
+    let mut parts: Vec<_> = (0..panels).map(|_| Vec::with_capacity(POSITIONS)).collect();
+    for position in data.chunks_exact_mut(panels * panel_len + GAP) {
+        for (part, slice) in parts.iter_mut().zip(position.chunks_exact_mut(panel_len)) {
+            part.push(slice);
+        }
+    }
+    parts
+}
+
 /// Where each tile starts in a position's data.
 fn starts(store: Store) -> Vec<usize> {
     (0..store.tiles).map(|tile| store.at(tile, 0)).collect()
@@ -466,7 +466,7 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
         if let [strips] = &tasks[..] {
             // Each task sums a panel of all positions and uses it up.
             let count = transformed(strips, input, gradient);
-            let sums = Sums { input, inputs: inputs.of(count), gradient, gradients: gradients.of(count) };
+            let sums = Sums::new((input, inputs.of(count)), (gradient, gradients.of(count)));
             chunks(&mut dw, panel_len * 9, |panel, out| {
                 with_scratch(POSITIONS * (panel_len + GAP), |scratch| {
                     for (position, sum) in scratch.chunks_exact_mut(panel_len + GAP).enumerate() {
@@ -483,7 +483,7 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
         let mut total = lend::<f32>(POSITIONS * position_len);
         for (i, strips) in tasks.iter().enumerate() {
             let count = transformed(strips, input, gradient);
-            let sums = Sums { input, inputs: inputs.of(count), gradient, gradients: gradients.of(count) };
+            let sums = Sums::new((input, inputs.of(count)), (gradient, gradients.of(count)));
             total.par_chunks_exact_mut(position_len).enumerate().for_each(|(position, total)| {
                 for (panel, total) in total.chunks_exact_mut(panel_len).enumerate() {
                     sums.product(position, panel, total, i > 0);
@@ -504,15 +504,21 @@ struct Sums<'a> {
     inputs: Store,
     gradient: &'a [f32],
     gradients: Store,
+    /// Where each input channel starts in a position's data.
+    starts: Vec<usize>,
 }
 
-impl Sums<'_> {
+impl<'a> Sums<'a> {
+    fn new((input, inputs): (&'a [f32], Store), (gradient, gradients): (&'a [f32], Store)) -> Self {
+        let starts = (0..inputs.channels).map(|ci| inputs.at(0, ci)).collect();
+        Self { input, inputs, gradient, gradients, starts }
+    }
+
     /// The products of one position, summed over tiles, for a panel of output channels: [c_in][panel width].
     fn product(&self, position: usize, panel: usize, out: &mut [f32], accumulate: bool) {
         let (width, inputs, gradients) = (panel_width(), self.inputs, self.gradients);
-        let starts: Vec<usize> = (0..inputs.channels).map(|ci| inputs.at(0, ci)).collect();
         let data = &self.input[position * inputs.position_len()..][..inputs.position_len()];
-        let left = Left { data, starts: &starts, runs: &[0], run: inputs.tiles, step: inputs.block };
+        let left = Left { data, starts: &self.starts, runs: &[0], run: inputs.tiles, step: inputs.block };
         let right = position * gradients.position_len() + panel * gradients.block_len();
         let right = &self.gradient[right..][..gradients.block_len()];
         multiply(left, right, width, Out { data: out, stride: width, columns: width, accumulate });
