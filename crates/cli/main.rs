@@ -67,7 +67,10 @@ fn main() -> ExitCode {
     let Cli { command, common } = Cli::parse();
     let printer = Printer::new(&common);
     failure::exit_code(&printer, || {
-        common.apply_threads()?;
+        // A training run knows its number of threads when it has read its settings.
+        if !matches!(command, Command::Train(_)) {
+            common.apply_threads(None)?;
+        }
         match &command {
             Command::List(args) => list::run(args, &printer),
             Command::Summary(args) => summary::run(args, &printer),

@@ -69,15 +69,14 @@ enum DTypeChoice {
 }
 
 impl Common {
-    /// Fixes the number of CPU threads. Must run before the first tensor exists.
+    /// Fixes the number of CPU threads: what the command line says, else `otherwise`, else one for each core.
+    /// Must run before the first tensor exists, once, on the thread that will compute.
     ///
     /// # Errors
     /// If the thread pool cannot be built.
-    pub(crate) fn apply_threads(&self) -> Result<()> {
-        match self.threads {
-            Some(threads) => Ok(zoo_ops::set_threads(threads.into())?),
-            None => Ok(()),
-        }
+    pub(crate) fn apply_threads(&self, otherwise: Option<usize>) -> Result<()> {
+        let given = self.threads.map(usize::from).or(otherwise);
+        Ok(zoo_ops::set_threads(given.unwrap_or_else(|| self.threads()))?)
     }
 
     /// The number of CPU threads in use.

@@ -125,9 +125,7 @@ fn resumed(dir: Option<&Path>, flags: toml::Table, common: &Common, device: &Dev
 
 /// Opens the data set, on as many threads as a recipe asks for if the command line does not say.
 fn open_data(config: &TrainConfig, common: &Common) -> Result<TrainData> {
-    if let (None, Some(threads)) = (common.threads_given(), config.threads) {
-        zoo_ops::set_threads(threads)?;
-    }
+    common.apply_threads(config.threads)?;
     Ok(TrainData::open(config)?)
 }
 

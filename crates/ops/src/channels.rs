@@ -7,7 +7,7 @@ use crate::feature_map::View;
 use crate::parallel::chunks;
 use crate::pool::take;
 use crate::simd::multiversion;
-use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot};
+use crate::slot::{Backward, Gradients, Kernel, Slot};
 use crate::trace::Step;
 use candle_core::{Result, Tensor, bail};
 
@@ -156,14 +156,10 @@ pub fn flatten(xs: &FeatureMap) -> Result<FeatureMap> {
 /// Pixels per task.
 const PIXELS: usize = 512;
 
-/// Nothing of the forward is needed to move gradients back.
-const NOTHING: Keeps = Keeps { inputs: false, output: false };
-
 struct Sum;
 
 impl Kernel for Sum {
     const NAME: &'static str = "add";
-    const KEEPS: Keeps = NOTHING;
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
         const CHUNK: usize = 16 * 1024;
@@ -234,7 +230,6 @@ impl Stretches {
 
 impl Kernel for Stretches {
     const NAME: &'static str = "stretches";
-    const KEEPS: Keeps = NOTHING;
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
         let used: usize = self.stretches.iter().map(|stretch| stretch.2).sum();
@@ -288,7 +283,6 @@ impl Permuted {
 
 impl Kernel for Permuted {
     const NAME: &'static str = "permuted";
-    const KEEPS: Keeps = NOTHING;
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
         let (len, xs) = (self.0.len(), maps[0]);

@@ -7,7 +7,7 @@ use crate::parallel::chunks;
 use crate::pool::take;
 use crate::rng::Noise;
 use crate::simd::multiversion;
-use crate::slot::{Backward, Gradients, Keeps, Kernel};
+use crate::slot::{Backward, Gradients, Kernel};
 use crate::trace::Step;
 use candle_core::{Device, Result, bail};
 
@@ -90,7 +90,6 @@ multiversion! {
 
 impl Kernel for Mask {
     const NAME: &'static str = "dropout";
-    const KEEPS: Keeps = Keeps { inputs: false, output: false };
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
         let mut ys = take::<T>(maps[0].len());

@@ -5,7 +5,8 @@ use rayon::prelude::*;
 use std::cell::RefCell;
 
 /// Uses `threads` threads for all CPU computation of this process, candle's own included. Must be called
-/// before the first tensor operation.
+/// before the first tensor operation, on the thread that will compute: it becomes one of them, so that small
+/// operators need not wait for another thread to wake up.
 ///
 /// # Errors
 /// If the thread pool exists already.
@@ -19,6 +20,7 @@ pub fn set_threads(threads: usize) -> candle_core::Result<()> {
     }
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads.parse().unwrap_or(1))
+        .use_current_thread()
         .build_global()
         .map_err(candle_core::Error::wrap)
 }

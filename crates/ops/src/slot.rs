@@ -94,10 +94,10 @@ pub(crate) trait Deferred: Send + Sync {
     fn run(&self, norm: Option<&Affine<'_>>) -> Result<Values>;
 }
 
-/// `activation(x · scale + shift + residual)`, scale and shift for each channel.
+/// `activation(x · scale + shift + residual)`.
 pub(crate) struct Affine<'a> {
-    pub(crate) scale: &'a [f32],
-    pub(crate) shift: &'a [f32],
+    /// Scale and shift for each channel, 1 and 0 where there are none.
+    pub(crate) factors: Option<(&'a [f32], &'a [f32])>,
     pub(crate) residual: Option<&'a Slot>,
     pub(crate) activation: Activation,
 }
@@ -244,7 +244,7 @@ multiversion! {
 }
 
 /// What an operator's backward needs of its forward.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Keeps {
     pub(crate) inputs: bool,
     pub(crate) output: bool,
@@ -269,7 +269,11 @@ pub(crate) type Gradients<T> = (Vec<Option<Vec<T>>>, Vec<Option<Vec<f32>>>);
 /// An operator on slots: maps, and at most two parameters in f32, to a map.
 pub(crate) trait Kernel: Sized + Send + Sync + 'static {
     const NAME: &'static str;
-    const KEEPS: Keeps;
+
+    /// Nothing, unless it says otherwise.
+    fn keeps(&self) -> Keeps {
+        Keeps::default()
+    }
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T>;
 
@@ -299,7 +303,7 @@ fn apply<T: Element>(
     if is_constant(maps, params) {
         return Ok(Slot::new(dims, untracked()?, values, gradient));
     }
-    let keeps = keeps(&kernel);
+    let keeps = kernel.keeps();
     let kept = maps.iter().filter(|_| keeps.inputs);
     let saved = Saved {
         maps: kept.map(|map| map.values().cloned()).collect::<Result<_>>()?,
@@ -326,10 +330,6 @@ fn apply<T: Element>(
         _ => bail!("an operator of {} parameters", params.len()),
     };
     Ok(Slot::new(dims, handle, values, gradient))
-}
-
-fn keeps<K: Kernel>(_: &K) -> Keeps {
-    K::KEEPS
 }
 
 struct Saved {

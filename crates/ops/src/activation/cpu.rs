@@ -5,7 +5,7 @@ use crate::element::Element;
 use crate::parallel::chunks;
 use crate::pool::take;
 use crate::simd::multiversion;
-use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot};
+use crate::slot::{Affine, Backward, Gradients, Keeps, Kernel, Slot, is_constant};
 use candle_core::Result;
 
 /// An activation as a type of its own, so that loops over it compile without a branch.
@@ -109,6 +109,11 @@ pub(crate) use by_activation;
 const CHUNK: usize = 16 * 1024;
 
 pub(super) fn activation(xs: &Slot, activation: Activation) -> Result<Slot> {
+    if is_constant(&[xs], &[])
+        && let Some(ys) = xs.normalised(&Affine { factors: None, residual: None, activation })?
+    {
+        return Ok(ys);
+    }
     Elementwise(activation).apply(&[xs], &[], xs.dims())
 }
 
@@ -116,7 +121,12 @@ struct Elementwise(Activation);
 
 impl Kernel for Elementwise {
     const NAME: &'static str = "activation";
-    const KEEPS: Keeps = Keeps { inputs: true, output: false };
+
+    /// The output where it is enough: the operators around keep it anyway.
+    fn keeps(&self) -> Keeps {
+        let output = by_activation!(self.0, from_output());
+        Keeps { inputs: !output, output }
+    }
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
         let mut ys = take::<T>(maps[0].len());
@@ -129,11 +139,16 @@ impl Kernel for Elementwise {
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
         chunks(call.gradient, CHUNK, |i, d| {
-            let x = &call.maps[0][i * CHUNK..][..d.len()];
+            let x = call.maps.first().unwrap_or(&call.output);
+            let x = &x[i * CHUNK..][..d.len()];
             by_activation!(self.0, derivatives::<T>(x, d));
         });
         (vec![Some(std::mem::take(call.gradient))], Vec::new())
     }
+}
+
+fn from_output<F: Function>(_: F) -> bool {
+    F::FROM_OUTPUT
 }
 
 multiversion! {
@@ -145,7 +160,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// Turns the gradient of the output into that of the input.
+    /// Turns the gradient of the output into that of the input; `xs` is what [`Function::derivative`] is given.
     fn derivatives<T: Element, F: Function>(f: F, xs: &[T], gradient: &mut [T]) {
         for (d, &x) in gradient.iter_mut().zip(xs) {
             *d = T::from_f32(d.to_f32() * f.derivative(x.to_f32()));

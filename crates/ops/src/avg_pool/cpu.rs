@@ -5,7 +5,7 @@ use crate::element::Element;
 use crate::parallel::{buffer, chunks};
 use crate::pool::take;
 use crate::simd::multiversion;
-use crate::slot::{Backward, Dims, Gradients, Keeps, Kernel, Slot};
+use crate::slot::{Backward, Dims, Gradients, Kernel, Slot};
 use candle_core::Result;
 
 pub(super) fn avg_pool(xs: &Slot, rows: Vec<Span>, columns: Vec<Span>) -> Result<Slot> {
@@ -23,7 +23,6 @@ struct AvgPool {
 
 impl Kernel for AvgPool {
     const NAME: &'static str = "avg_pool2d";
-    const KEEPS: Keeps = Keeps { inputs: false, output: false };
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
         let (xs, (n, h, w, c)) = (maps[0], self.dims);

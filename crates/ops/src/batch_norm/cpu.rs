@@ -36,7 +36,7 @@ pub(super) fn batch_norm(
     {
         let (gamma, beta) = (Elements::<f32>::of(&gamma)?, Elements::<f32>::of(&beta)?);
         let Factors { scale, shift, .. } = op.factors(fixed, &[&gamma, &beta]);
-        let norm = Affine { scale: &scale, shift: &shift, residual, activation };
+        let norm = Affine { factors: Some((&scale, &shift)), residual, activation };
         if let Some(ys) = xs.normalised(&norm)? {
             return Ok((FeatureMap::slot(ys), None));
         }
@@ -90,7 +90,10 @@ impl Op {
 
 impl Kernel for Op {
     const NAME: &'static str = "batch_norm";
-    const KEEPS: Keeps = Keeps { inputs: true, output: true };
+
+    fn keeps(&self) -> Keeps {
+        Keeps { inputs: true, output: true }
+    }
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T> {
         let (xs, c) = (maps[0], params[0].len());

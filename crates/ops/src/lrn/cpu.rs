@@ -34,7 +34,10 @@ impl Pixelwise {
 
 impl Kernel for Pixelwise {
     const NAME: &'static str = "local_response_norm";
-    const KEEPS: Keeps = Keeps { inputs: true, output: false };
+
+    fn keeps(&self) -> Keeps {
+        Keeps { inputs: true, output: false }
+    }
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
         let (xs, c) = (maps[0], self.channels);

@@ -9,7 +9,7 @@ use super::Geometry;
 use crate::activation::{Function, by_activation};
 use crate::element::{Element, Elements, by_element};
 use crate::inference::is_running;
-use crate::parallel::{buffer, map};
+use crate::parallel::map;
 use crate::simd::multiversion;
 use crate::slot::{self, Affine, Backward, Gradients, Keeps, Kernel, Slot, Values, is_constant};
 use candle_core::{DType, Result, Tensor, TensorId};
@@ -70,8 +70,8 @@ fn forward<T: Element>(g: &Geometry, xs: &[T], weight: Weight<'_>, finish: Finis
 
 /// The convolution with its bias, if it has one.
 fn biased<T: Element>(g: &Geometry, xs: &[T], weight: Weight<'_>, bias: Option<&[f32]>) -> Vec<T> {
-    match bias {
-        Some(bias) => forward(g, xs, weight, &|_, ys| add_rows(ys, bias)),
+    match bias.map(repeated) {
+        Some(bias) => forward(g, xs, weight, &|_, ys| add_rows(ys, &bias)),
         None => forward(g, xs, weight, &|_, _| {}),
     }
 }
@@ -99,31 +99,35 @@ fn deferred<T: Element>(convolution: &Deferred, norm: Option<&Affine<'_>>) -> Re
     let bias: Option<&[f32]> = bias.as_deref();
     let xs = xs.values()?.slice::<T>()?;
     let Some(norm) = norm else { return Ok(T::into_values(biased(g, xs, weight, bias))) };
-    // The bias is normalised too.
-    let shift: Vec<f32> = match bias {
-        Some(bias) => bias.iter().zip(norm.scale).zip(norm.shift).map(|((b, a), s)| b * a + s).collect(),
-        None => norm.shift.to_vec(),
+    let (scale, mut shift) = match norm.factors {
+        Some((scale, shift)) => (scale.to_vec(), shift.to_vec()),
+        None => (vec![1.0; g.c_out], vec![0.0; g.c_out]),
     };
+    // The bias is normalised too.
+    for ((shift, scale), bias) in shift.iter_mut().zip(&scale).zip(bias.unwrap_or(&[])) {
+        *shift += bias * scale;
+    }
+    let (scale, shift) = (repeated(&scale), repeated(&shift));
     let residual = norm.residual.map(|residual| residual.values()?.slice::<T>()).transpose()?;
     Ok(T::into_values(forward(g, xs, weight, &|at, ys| {
         let residual = residual.map_or(&[] as &[T], |residual| &residual[at..at + ys.len()]);
-        by_activation!(norm.activation, normalise::<T>(norm.scale, &shift, residual, ys));
+        by_activation!(norm.activation, normalise::<T>(&scale, &shift, residual, ys));
     })))
 }
 
 multiversion! {
-    /// `y = f(y · scale + shift + residual)` for pixels of as many channels as there are scales.
+    /// `y = f(y · scale + shift + residual)` in rows as long as `scale`, of which the last may end early.
     fn normalise<T: Element, F: Function>(f: F, scale: &[f32], shift: &[f32], residual: &[T], ys: &mut [T]) {
         let c = scale.len();
         if residual.is_empty() {
-            for y in ys.chunks_exact_mut(c) {
+            for y in ys.chunks_mut(c) {
                 for ((y, &a), &b) in y.iter_mut().zip(scale).zip(shift) {
                     *y = T::from_f32(f.value(y.to_f32() * a + b));
                 }
             }
             return;
         }
-        for (y, r) in ys.chunks_exact_mut(c).zip(residual.chunks_exact(c)) {
+        for (y, r) in ys.chunks_mut(c).zip(residual.chunks(c)) {
             for (((y, &r), &a), &b) in y.iter_mut().zip(r).zip(scale).zip(shift) {
                 *y = T::from_f32(f.value(y.to_f32() * a + b + r.to_f32()));
             }
@@ -135,7 +139,10 @@ struct Conv2d(Geometry);
 
 impl Kernel for Conv2d {
     const NAME: &'static str = "conv2d";
-    const KEEPS: Keeps = Keeps { inputs: true, output: false };
+
+    fn keeps(&self) -> Keeps {
+        Keeps { inputs: true, output: false }
+    }
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T> {
         let weight = Weight { values: params[0], id: None };
@@ -160,9 +167,9 @@ impl Kernel for Conv2d {
 }
 
 multiversion! {
-    /// Adds `row` to every row of `ys`.
+    /// Adds `row` to every row of `ys`, of which the last may end early.
     fn add_rows<T: Element>(ys: &mut [T], row: &[f32]) {
-        for y in ys.chunks_exact_mut(row.len()) {
+        for y in ys.chunks_mut(row.len()) {
             for (y, &b) in y.iter_mut().zip(row) {
                 *y = T::from_f32(y.to_f32() + b);
             }
@@ -203,22 +210,30 @@ fn column_sums<T: Element>(xs: &[T], columns: usize) -> Vec<f32> {
     const ROWS: usize = 512;
     let piece = ROWS * columns;
     let partial = map(xs.len().div_ceil(piece.max(1)), |i| {
-        let mut sums = buffer::<f32>(columns);
+        let mut sums = repeated(&vec![0f32; columns]);
         sum_rows(&xs[i * piece..xs.len().min((i + 1) * piece)], &mut sums);
         sums
     });
     let mut total = vec![0f64; columns];
     for sums in &partial {
-        for (t, &s) in total.iter_mut().zip(sums) {
-            *t += f64::from(s);
+        for sums in sums.chunks_exact(columns) {
+            for (t, &s) in total.iter_mut().zip(sums) {
+                *t += f64::from(s);
+            }
         }
     }
     total.into_iter().map(|t| t as f32).collect()
 }
 
+/// A row repeated until it fills some registers, for loops that would be short.
+fn repeated(row: &[f32]) -> Vec<f32> {
+    row.repeat(64 / row.len().clamp(1, 64))
+}
+
 multiversion! {
+    /// Adds all rows to `sums`; the last may end early.
     fn sum_rows<T: Element>(xs: &[T], sums: &mut [f32]) {
-        for row in xs.chunks_exact(sums.len()) {
+        for row in xs.chunks(sums.len()) {
             for (s, &x) in sums.iter_mut().zip(row) {
                 *s += x.to_f32();
             }

@@ -9,6 +9,7 @@
 mod correlation;
 mod reach;
 mod weight_gradient;
+mod wide;
 
 use super::super::Geometry;
 use super::product::panel_width;
@@ -21,7 +22,7 @@ use candle_core::DType;
 use correlation::{Correlation, Pass};
 use reach::{Axis, Reach};
 use std::sync::Arc;
-pub(super) use weight_gradient::weight_gradient;
+use wide::Wide;
 
 /// Tasks that a pass is cut into at least, where its shape allows: work for a dozen cores.
 const TASKS: usize = 16;
@@ -32,12 +33,17 @@ pub(super) fn forward<T: Element>(
     weight: Weight<'_>,
     finish: Finish<'_, T>,
 ) -> Vec<T> {
+    let wide = Wide::of(g);
+    let g = wide.as_ref().map_or(g, |wide| &wide.g);
     let (y, x) = Axis::of_outputs(g);
     let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
     let reach = (Reach::new(std::slice::from_ref(&y)), Reach::new(std::slice::from_ref(&x)));
     let at = |group, source, target| ((group * c_out + target) * c_in + source) * taps;
     let form = Form::Panels { bf16: T::DTYPE == DType::BF16 };
-    let weights = prepared(weight.id, form, || pack::<T>(g, (&y, &x), (c_in, c_out), weight.values, at));
+    let weights = prepared(weight.id, form, || {
+        let widened = wide.as_ref().map(|wide| wide.weight(weight.values));
+        pack::<T>(g, (&y, &x), (c_in, c_out), widened.as_deref().unwrap_or(weight.values), at)
+    });
     let passes = vec![Pass { weights, y, x }];
     let (source, target) = (g.size, g.out);
     let (source_channels, target_channels, groups) = (g.c_in, g.c_out, g.groups);
@@ -46,6 +52,9 @@ pub(super) fn forward<T: Element>(
 }
 
 pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Vec<T> {
+    if let Some((turned, weight)) = turned(g, weight) {
+        return forward(&turned, dys, Weight { values: &weight, id: None }, &|_, _| {});
+    }
     let w = &g.window;
     let ys = Axis::phases(g.size.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
     let xs = Axis::phases(g.size.1, w.kernel.1, w.stride.1, w.padding.1, w.dilation.1);
@@ -63,6 +72,35 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     let (source_channels, target_channels, groups) = (g.c_out, g.c_in, g.groups);
     Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes }
         .run(dys, &|_, _| {})
+}
+
+pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
+    match Wide::of(g) {
+        Some(wide) => wide.weight_gradient(&weight_gradient::run(&wide.g, xs, dys)),
+        None => weight_gradient::run(g, xs, dys),
+    }
+}
+
+/// The input gradient as a convolution of the output gradient with the filters turned round, where it is one and
+/// has so few channels that [`Wide`] serves it.
+fn turned(g: &Geometry, weight: &[f32]) -> Option<(Geometry, Vec<f32>)> {
+    let mut window = g.window;
+    if window.stride != (1, 1) || window.dilation != (1, 1) || g.groups > 1 {
+        return None;
+    }
+    let ((kh, kw), padding) = (window.kernel, window.padding);
+    window.padding = ((kh - 1).checked_sub(padding.0)?, (kw - 1).checked_sub(padding.1)?);
+    let (c_in, c_out, taps) = (g.c_out, g.c_in, g.taps());
+    let turned = Geometry { size: g.out, c_in, out: g.size, c_out, window, ..*g };
+    Wide::of(&turned)?;
+    let mut weights = vec![0.0; weight.len()];
+    for (i, weight) in weight.chunks_exact(taps).enumerate() {
+        let at = (i % c_out * c_in + i / c_out) * taps;
+        for (out, &weight) in weights[at..][..taps].iter_mut().rev().zip(weight) {
+            *out = weight;
+        }
+    }
+    Some((turned, weights))
 }
 
 /// Weights as [group][panel][tap × source channel][panel width], rounded as `T` stores them. `at` says where the

@@ -13,7 +13,7 @@ use std::ops::Range;
 /// Output pixels of a block, at least.
 const BLOCK_PIXELS: usize = 192;
 
-pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
+pub(super) fn run<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
     /// Elements of all partial sums together: 16 MB.
     const ELEMENTS: usize = 4 << 20;
     let blocks = blocks(g.n, g.out.0, g.out.1, BLOCK_PIXELS);
