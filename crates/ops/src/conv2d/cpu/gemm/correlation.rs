@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Output pixels of a block, at least.
-const BLOCK_PIXELS: usize = 96;
+const BLOCK_PIXELS: usize = 256;
 
 /// The phases of a correlation along both axes, with the weights packed for each.
 pub(super) struct Pass {

@@ -11,7 +11,7 @@ use crate::pool::lend;
 use std::ops::Range;
 
 /// Output pixels of a block, at least.
-const BLOCK_PIXELS: usize = 192;
+const BLOCK_PIXELS: usize = 512;
 
 pub(super) fn run<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
     /// Elements of all partial sums together: 16 MB.
@@ -82,16 +82,19 @@ fn add_block<T: Element>(
     let pixels = block.images.len() * block.rows.len() * g.out.1;
     let panels = columns.len().div_ceil(width);
     let (image_len, row_step) = (g.size.0 * g.size.1 * g.c_in, patch.columns * pixel);
-    with_scratch(block.images.len() * patch.len() + g.groups * panels * pixels * width, |scratch| {
+    // One whole panel is read where it is.
+    let per_image = block.rows.len() * g.out.1;
+    let first = (block.images.start * g.out.0 + block.rows.start) * g.out.1;
+    let in_place = T::as_f32(dys).filter(|_| g.groups == 1 && g.c_out == width);
+    let moved_len = if in_place.is_some() { 0 } else { g.groups * panels * pixels * width };
+    with_scratch(block.images.len() * patch.len() + moved_len, |scratch| {
         let (copies, moved) = scratch.split_at_mut(block.images.len() * patch.len());
         for (copy, image) in copies.chunks_exact_mut(patch.len()).zip(block.images.clone()) {
             patch.copy(&xs[image * image_len..][..image_len], g.size, g.c_in, copy);
         }
         // The output gradient as [group][panel][pixel][panel width].
-        let per_image = block.rows.len() * g.out.1;
-        for i in 0..pixels {
-            let image = block.images.start + i / per_image;
-            let at = (image * g.out.0 + block.rows.start) * g.out.1 + i % per_image;
+        for i in 0..if in_place.is_some() { 0 } else { pixels } {
+            let at = first + i / per_image * (g.out.0 * g.out.1) + i % per_image;
             for group in 0..g.groups {
                 let dy = &dys[at * g.c_out + group * c_out..][..c_out][columns.clone()];
                 for (panel, dy) in dy.chunks(width).enumerate() {
@@ -118,7 +121,10 @@ fn add_block<T: Element>(
         for group in 0..g.groups {
             for panel in 0..panels {
                 let left = Left { data: copies, starts: &starts, runs: &pixels_seen, run: 1, step: 1 };
-                let right = &moved[(group * panels + panel) * pixels * width..][..pixels * width];
+                let right = match in_place {
+                    Some(dys) => &dys[first * width..][..pixels * width],
+                    None => &moved[(group * panels + panel) * pixels * width..][..pixels * width],
+                };
                 let first = panel * width;
                 let out = Out {
                     data: &mut sums[group * depth * columns.len() + first..],
