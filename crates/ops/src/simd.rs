@@ -14,18 +14,18 @@ macro_rules! multiversion {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { portable($($arg),*) }
+                fn avx512 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { portable $(::<$($t),+>)? ($($arg),*) }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { portable($($arg),*) }
+                fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { portable $(::<$($t),+>)? ($($arg),*) }
                 match $crate::dispatch::instruction_set() {
                     // SAFETY: the set was detected on this machine.
-                    $crate::dispatch::InstructionSet::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::dispatch::InstructionSet::Avx512 => return unsafe { avx512 $(::<$($t),+>)? ($($arg),*) },
                     // SAFETY: as above.
-                    $crate::dispatch::InstructionSet::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::dispatch::InstructionSet::Avx2 => return unsafe { avx2 $(::<$($t),+>)? ($($arg),*) },
                     $crate::dispatch::InstructionSet::Portable => {}
                 }
             }
-            portable($($arg),*)
+            portable $(::<$($t),+>)? ($($arg),*)
         }
     };
 }

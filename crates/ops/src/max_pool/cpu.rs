@@ -4,11 +4,11 @@
 //! where these fill registers, over whole rows where they do not.
 
 use crate::Window2d;
-use crate::element::{Element, store};
+use crate::element::{Element, by_element, store};
 use crate::parallel::{buffer, chunks, with_scratch};
 use crate::pool::take;
 use crate::simd::multiversion;
-use crate::slot::{Backward, Dims, Gradients, Kernel, Slot};
+use crate::slot::{Backward, Dims, Gradients, Kernel, Slot, is_constant};
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -23,9 +23,17 @@ pub(super) fn max_pool2d(xs: &Slot, window: &Window2d, out: (usize, usize)) -> R
     if window.kernel.0 * window.kernel.1 > usize::from(u16::MAX) {
         bail!("max_pool2d: a kernel of {:?} has too many taps", window.kernel);
     }
+    /// Without winners, which nobody asks for.
+    fn largest<T: Element>(pool: &mut MaxPool, xs: &Slot, dims: Dims) -> Result<Slot> {
+        Slot::constant(dims, pool.run::<T, Forgotten>(xs.values()?.slice::<T>()?))
+    }
     let (n, _, _, c) = xs.dims();
-    let pool = MaxPool { window: *window, dims: xs.dims(), out, winners: Vec::new() };
-    pool.apply(&[xs], &[], (n, out.0, out.1, c))
+    let (dims, winners) = ((n, out.0, out.1, c), Vec::new());
+    let mut pool = MaxPool { window: *window, dims: xs.dims(), out, winners };
+    if is_constant(&[xs], &[]) {
+        return by_element!(xs.dtype(), largest(&mut pool, xs, dims));
+    }
+    pool.apply(&[xs], &[], dims)
 }
 
 struct MaxPool {
@@ -52,13 +60,28 @@ impl MaxPool {
     }
 }
 
-impl Kernel for MaxPool {
-    const NAME: &'static str = "max_pool2d";
+/// Whether winners are kept, as a type, so that loops compile without a branch.
+trait Winners {
+    const KEPT: bool;
+}
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
-        let (xs, (n, h, w, c), (ho, wo)) = (maps[0], self.dims, self.out);
+struct Kept;
+struct Forgotten;
+
+impl Winners for Kept {
+    const KEPT: bool = true;
+}
+
+impl Winners for Forgotten {
+    const KEPT: bool = false;
+}
+
+impl MaxPool {
+    fn run<T: Element, W: Winners>(&mut self, xs: &[T]) -> Vec<T> {
+        let ((n, h, w, c), (ho, wo)) = (self.dims, self.out);
         let row = wo * c;
         let mut ys = take::<T>(n * ho * row);
+        // Zeros that are never touched take no memory.
         let mut winners = buffer::<u16>(ys.len());
         if row > 0 {
             // Some rows of an image are a task.
@@ -71,12 +94,20 @@ impl Kernel for MaxPool {
                 {
                     let row = i * rows + j;
                     let image = &xs[row / ho * h * w * c..][..h * w * c];
-                    merge(self, image, row % ho, &mut merged, ys, winners);
+                    merge::<T, W>(self, image, row % ho, &mut merged, ys, winners);
                 }
             });
         }
         self.winners = winners;
         ys
+    }
+}
+
+impl Kernel for MaxPool {
+    const NAME: &'static str = "max_pool2d";
+
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+        self.run::<T, Kept>(maps[0])
     }
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
@@ -99,25 +130,31 @@ impl Kernel for MaxPool {
     }
 }
 
-/// The largest elements so far and which tap each comes from, for a row of the image with its padding, and for
-/// the row of outputs that comes of it.
-struct Row {
+/// Largest elements, and which tap each comes from.
+#[derive(Clone)]
+struct Best {
     values: Vec<f32>,
     taps: Vec<i32>,
-    out_values: Vec<f32>,
-    out_taps: Vec<i32>,
+}
+
+/// What a row of outputs is computed in: rows of the window merged over a row of the image with its padding, and
+/// columns merged after that. Each goes from one to the other: a loop that may leave elements as they are would
+/// become one of masked stores, which are slow.
+struct Row {
+    rows: [Best; 2],
+    columns: [Best; 2],
 }
 
 impl Row {
     fn new(len: usize) -> Self {
-        let (values, taps) = (vec![f32::NEG_INFINITY; len], vec![OUTSIDE; len]);
-        Self { out_values: values.clone(), out_taps: taps.clone(), values, taps }
+        let outside = Best { values: vec![f32::NEG_INFINITY; len], taps: vec![OUTSIDE; len] };
+        Self { rows: [outside.clone(), outside.clone()], columns: [outside.clone(), outside] }
     }
 }
 
 multiversion! {
     /// A row of outputs.
-    fn merge<T: Element>(
+    fn merge<T: Element, W: Winners>(
         pool: &MaxPool,
         image: &[T],
         y: usize,
@@ -125,74 +162,93 @@ multiversion! {
         ys: &mut [T],
         winners: &mut [u16],
     ) {
-        let ((_, _, w, c), window, len) = (pool.dims, &pool.window, row.values.len());
-        let Row { values, taps, out_values, out_taps } = row;
+        let ((_, _, w, c), window) = (pool.dims, &pool.window);
+        let Row { rows: [rows, rows_after], columns: [columns, columns_after] } = row;
         let inside = window.padding.1 * c..(window.padding.1 + w) * c;
-        let (row_values, row_taps) = (&mut values[inside.clone()], &mut taps[inside]);
-        // The first tap wins even over a true -inf.
-        row_values.fill(f32::NEG_INFINITY);
-        row_taps.fill(OUTSIDE);
+        rows.values[inside.clone()].fill(f32::NEG_INFINITY);
+        rows.taps[inside.clone()].fill(OUTSIDE);
         for (ky, at) in pool.rows(y) {
             let tap = (ky * window.kernel.1) as i32;
-            merge_rows(&image[at * w * c..][..w * c], tap, row_values, row_taps);
+            merge_rows::<T, W>(&image[at * w * c..][..w * c], tap, rows, rows_after, inside.clone());
+            std::mem::swap(rows, rows_after);
         }
-        let shift = |kx: usize| kx * window.dilation.1 * c;
-        if c < MANY_CHANNELS {
-            let len = len - shift(window.kernel.1 - 1);
-            let (out_values, out_taps) = (&mut out_values[..len], &mut out_taps[..len]);
-            out_values.copy_from_slice(&values[..len]);
-            out_taps.copy_from_slice(&taps[..len]);
-            for kx in 1..window.kernel.1 {
-                merge_columns(&values[shift(kx)..][..len], &taps[shift(kx)..][..len], kx, out_values, out_taps);
+        // Few channels: all places of the row, of which each stride-th is an output.
+        let (at_once, step) = if c < MANY_CHANNELS { (pool.out.1, 1) } else { (1, pool.out.1) };
+        let stride = window.stride.1 * c;
+        let len = (at_once - 1) * stride + c;
+        for first in 0..step {
+            for kx in 0..window.kernel.1 {
+                let from = first * stride + kx * window.dilation.1 * c;
+                merge_columns::<W>(rows, from, kx, columns, columns_after, len);
+                std::mem::swap(columns, columns_after);
             }
-            for (x, (y, winner)) in ys.chunks_exact_mut(c).zip(winners.chunks_exact_mut(c)).enumerate() {
-                let at = x * window.stride.1 * c;
-                finish(&out_values[at..][..c], &out_taps[at..][..c], y, winner);
+            for x in 0..at_once {
+                let out = (first + x) * c;
+                let (ys, winners) = (&mut ys[out..][..c], &mut winners[out..][..c]);
+                finish::<T, W>(&columns.values[x * stride..][..c], &columns.taps[x * stride..][..c], ys, winners);
             }
-            return;
-        }
-        let (out_values, out_taps) = (&mut out_values[..c], &mut out_taps[..c]);
-        for (x, (y, winner)) in ys.chunks_exact_mut(c).zip(winners.chunks_exact_mut(c)).enumerate() {
-            let at = x * window.stride.1 * c;
-            out_values.copy_from_slice(&values[at..][..c]);
-            out_taps.copy_from_slice(&taps[at..][..c]);
-            for kx in 1..window.kernel.1 {
-                let at = at + shift(kx);
-                merge_columns(&values[at..][..c], &taps[at..][..c], kx, out_values, out_taps);
-            }
-            finish(out_values, out_taps, y, winner);
         }
     }
 }
 
 /// Merges a row of the image.
 #[inline(always)]
-fn merge_rows<T: Element>(seen: &[T], tap: i32, values: &mut [f32], taps: &mut [i32]) {
-    for ((&seen, value), of) in seen.iter().zip(values).zip(taps) {
-        keep_larger((seen.to_f32(), tap), value, of);
+fn merge_rows<T: Element, W: Winners>(
+    seen: &[T],
+    tap: i32,
+    best: &Best,
+    after: &mut Best,
+    inside: Range<usize>,
+) {
+    let (values, taps) = (&best.values[inside.clone()], &best.taps[inside.clone()]);
+    let (out, out_taps) = (&mut after.values[inside.clone()], &mut after.taps[inside]);
+    for ((((&seen, &value), &of), out), out_tap) in seen.iter().zip(values).zip(taps).zip(out).zip(out_taps) {
+        (*out, *out_tap) = larger::<W>((seen.to_f32(), tap), (value, of));
     }
 }
 
-/// Merges columns of merged rows.
+/// Merges `len` columns from `from` on; the first replaces what was there.
 #[inline(always)]
-fn merge_columns(seen: &[f32], seen_taps: &[i32], kx: usize, values: &mut [f32], taps: &mut [i32]) {
-    for (((&seen, &tap), value), of) in seen.iter().zip(seen_taps).zip(values).zip(taps) {
-        keep_larger((seen, tap + kx as i32), value, of);
+fn merge_columns<W: Winners>(rows: &Best, from: usize, kx: usize, best: &Best, after: &mut Best, len: usize) {
+    let (seen, seen_taps) = (&rows.values[from..][..len], &rows.taps[from..][..len]);
+    let (out, out_taps) = (&mut after.values[..len], &mut after.taps[..len]);
+    if kx == 0 {
+        out.copy_from_slice(seen);
+        if W::KEPT {
+            out_taps.copy_from_slice(seen_taps);
+        }
+        return;
+    }
+    let (values, taps) = (&best.values[..len], &best.taps[..len]);
+    let seen = seen.iter().zip(seen_taps);
+    for ((((&seen, &tap), (&value, &of)), out), out_tap) in
+        seen.zip(values.iter().zip(taps)).zip(out).zip(out_taps)
+    {
+        (*out, *out_tap) = larger::<W>((seen, tap + kx as i32), (value, of));
     }
 }
 
-/// Replaces what is smaller, or equal and of a later tap; a NaN beats everything, as in PyTorch.
+/// The larger of two elements, of equal ones that of the earlier tap; a NaN beats everything, as in PyTorch.
 #[inline(always)]
-fn keep_larger((seen, tap): (f32, i32), value: &mut f32, of: &mut i32) {
-    let larger = (seen > *value) | seen.is_nan() | ((seen == *value) & (tap < *of));
-    *value = if larger { seen } else { *value };
-    *of = if larger { tap } else { *of };
+fn larger<W: Winners>((seen, tap): (f32, i32), (value, of): (f32, i32)) -> (f32, i32) {
+    let larger = (seen > value) | seen.is_nan();
+    let value = if larger { seen } else { value };
+    if !W::KEPT {
+        return (value, of);
+    }
+    let earlier = larger | ((seen == value) & (tap < of));
+    (value, if earlier { tap } else { of })
 }
 
 #[inline(always)]
-fn finish<T: Element>(values: &[f32], taps: &[i32], ys: &mut [T], winners: &mut [u16]) {
-    for (((y, winner), &value), &tap) in ys.iter_mut().zip(winners).zip(values).zip(taps) {
-        (*y, *winner) = (T::from_f32(value), tap as u16);
+fn finish<T: Element, W: Winners>(values: &[f32], taps: &[i32], ys: &mut [T], winners: &mut [u16]) {
+    for (y, &value) in ys.iter_mut().zip(values) {
+        *y = T::from_f32(value);
+    }
+    if W::KEPT {
+        for (winner, &tap) in winners.iter_mut().zip(taps) {
+            *winner = tap as u16;
+        }
     }
 }
 

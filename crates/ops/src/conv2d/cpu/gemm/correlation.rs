@@ -14,12 +14,22 @@ use std::sync::Arc;
 /// Output pixels of a block, at least.
 const BLOCK_PIXELS: usize = 256;
 
+/// Multiply-adds of a task, at least: handing one to another thread takes some microseconds.
+const TASK_MACS: usize = 250_000;
+
 /// The phases of a correlation along both axes, with the weights packed for each.
 pub(super) struct Pass {
     pub(super) y: Axis,
     pub(super) x: Axis,
     /// [group][panel][tap × source channel][panel width]; what lies beyond the last channel is arbitrary.
     pub(super) weights: Arc<Lent<f32>>,
+}
+
+impl Pass {
+    /// Taps that a position sees.
+    fn taps(&self) -> usize {
+        self.y.taps.len() * self.x.taps.len()
+    }
 }
 
 /// A correlation of maps [n, height, width, channels].
@@ -46,7 +56,10 @@ impl Correlation {
         let mut ys = take::<T>(self.n * h * w * c);
         let step = self.passes.first().map_or(1, |pass| pass.y.step);
         let columns = self.passes.first().map_or(0, |pass| pass.x.count);
-        let blocks = blocks(self.n, h.div_ceil(step), columns, BLOCK_PIXELS);
+        let macs_per_position: usize =
+            self.passes.iter().map(Pass::taps).sum::<usize>() * (self.source_channels / self.groups) * c;
+        let positions = BLOCK_PIXELS.max(TASK_MACS / macs_per_position.max(1));
+        let blocks = blocks(self.n, h.div_ceil(step), columns, positions);
         // The target rows of a block lie together; with each part goes its place.
         let (mut rest, mut parts, mut at) = (&mut ys[..], Vec::with_capacity(blocks.len()), 0);
         for block in &blocks {
@@ -59,7 +72,8 @@ impl Correlation {
         }
         let panels = self.of_group().2;
         // Few blocks are cut by channels too.
-        let splits = if self.groups == 1 { TASKS.div_ceil(blocks.len().max(1)).min(panels) } else { 1 };
+        let tasks = (macs_per_position * self.n * h.div_ceil(step) * columns / TASK_MACS).min(TASKS);
+        let splits = if self.groups == 1 { tasks.div_ceil(blocks.len().max(1)).clamp(1, panels) } else { 1 };
         if splits == 1 {
             parts.into_par_iter().for_each(|(block, at, out)| {
                 self.block(xs, block, 0..panels, out, c);
@@ -173,7 +187,7 @@ impl Correlation {
     ) {
         let (width, pass) = (panel_width(), place.pass);
         let ((c_source, c_target, of_group), channels) = (self.of_group(), place.channels);
-        let panel_len = pass.y.taps.len() * pass.x.taps.len() * c_source * width;
+        let panel_len = pass.taps() * c_source * width;
         for group in 0..self.groups {
             let columns = panels.start * width..(panels.end * width).min(c_target);
             for panel in panels.clone() {
