@@ -44,6 +44,12 @@ pub(crate) trait Vector: Copy {
 
     fn add(self, other: Self) -> Self;
 
+    /// Brings the memory at `at`, which need not be any, nearer to the processor.
+    #[inline(always)]
+    fn prefetch(at: *const f32) {
+        let _ = at;
+    }
+
     /// # Safety
     /// `LANES` floats can be read at `at`.
     unsafe fn load(at: *const f32) -> Self;
@@ -122,6 +128,12 @@ macro_rules! x86_vector {
             fn add(self, other: Self) -> Self {
                 // SAFETY: as above.
                 Self(unsafe { $add(self.0, other.0) })
+            }
+
+            #[inline(always)]
+            fn prefetch(at: *const f32) {
+                // SAFETY: a prefetch faults nowhere.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
             }
 
             #[inline(always)]

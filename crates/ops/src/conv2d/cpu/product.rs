@@ -23,6 +23,17 @@ pub(super) struct Left<'a> {
     pub(super) step: usize,
 }
 
+/// The right matrix, of a panel's width at most: row k is at `data[k * step]`, readable over a whole panel's
+/// width.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) step: usize,
+    /// What is multiplied with next, or nothing: brought nearer meanwhile where rows are so few that reading a
+    /// panel takes as long as multiplying with it.
+    pub(super) next: &'a [f32],
+}
+
 /// The result: a matrix with rows of `stride` elements, of which the first `columns` are computed.
 pub(super) struct Out<'a> {
     pub(super) data: &'a mut [f32],
@@ -32,7 +43,7 @@ pub(super) struct Out<'a> {
     pub(super) accumulate: bool,
 }
 
-/// A tile of the result: what [`Left`] and [`Out`] say, as pointers.
+/// A tile of the result: what [`Left`], [`Right`] and [`Out`] say, as pointers.
 struct Tile<'a> {
     left: *const f32,
     starts: &'a [usize],
@@ -41,6 +52,9 @@ struct Tile<'a> {
     step: usize,
     right: *const f32,
     right_step: usize,
+    /// What is brought nearer, and how far it is to the next step's; never read.
+    next: *const f32,
+    next_step: usize,
     out: *mut f32,
     stride: usize,
     columns: usize,
@@ -96,9 +110,11 @@ pub(super) fn panel_width() -> usize {
     kernels().width
 }
 
-/// `out = left · right`, or `out += left · right`, for at most [`panel_width`] columns. Row k of the right
-/// matrix is at `right[k * right_step]` and readable over a whole panel's width.
-pub(super) fn multiply(left: Left<'_>, right: &[f32], right_step: usize, out: Out<'_>) {
+/// Tiles of a column up to which the next panel is brought nearer.
+const FEW_TILES: usize = 8;
+
+/// `out = left · right`, or `out += left · right`, for at most [`panel_width`] columns.
+pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
     let kernels = kernels();
     let (rows, depth) = (left.starts.len(), left.runs.len() * left.run);
     assert!((1..=kernels.width).contains(&out.columns));
@@ -110,21 +126,25 @@ pub(super) fn multiply(left: Left<'_>, right: &[f32], right_step: usize, out: Ou
         let (start, run) = (left.starts.iter().max(), left.runs.iter().max());
         let (start, run) = (start.copied().unwrap_or(0), run.copied().unwrap_or(0));
         assert!(start + run + (left.run - 1) * left.step < left.data.len());
-        assert!((depth - 1) * right_step + kernels.width <= right.len());
+        assert!((depth - 1) * right.step + kernels.width <= right.data.len());
     }
     // Tiles of nearly equal height, since low ones keep the registers less busy.
     let tiles = rows.div_ceil(kernels.tiles.len());
     for tile in 0..tiles {
         let (first, end) = (rows * tile / tiles, rows * (tile + 1) / tiles);
         let out_at = first * out.stride;
+        // Each tile brings its share of the next panel.
+        let next_step = if tiles <= FEW_TILES && !right.next.is_empty() { right.step / tiles } else { 0 };
         let tile = Tile {
             left: left.data.as_ptr(),
             starts: &left.starts[first..end],
             runs: left.runs,
             run: left.run,
             step: left.step,
-            right: right.as_ptr(),
-            right_step,
+            right: right.data.as_ptr(),
+            right_step: right.step,
+            next: right.next.as_ptr().wrapping_add(tile * depth * next_step),
+            next_step,
             out: out.data[out_at..].as_mut_ptr(),
             stride: out.stride,
             columns: out.columns,
@@ -174,12 +194,14 @@ unsafe fn compute<V: Vector, const M: usize>(tile: &Tile<'_>) {
         for (i, row) in rows.iter_mut().enumerate() {
             *row = row.add(*tile.starts.get_unchecked(i));
         }
-        let mut right = tile.right;
+        let (mut right, mut next) = (tile.right, tile.next);
         for &run in tile.runs {
             // Runs of one have a loop of their own, in which nothing but the columns' places is read.
             if tile.run == 1 {
                 step(&mut sums, &rows, run, right);
                 right = right.wrapping_add(tile.right_step);
+                V::prefetch(next);
+                next = next.wrapping_add(tile.next_step);
                 continue;
             }
             let mut at = run;
@@ -187,6 +209,8 @@ unsafe fn compute<V: Vector, const M: usize>(tile: &Tile<'_>) {
                 step(&mut sums, &rows, at, right);
                 at += tile.step;
                 right = right.wrapping_add(tile.right_step);
+                V::prefetch(next);
+                next = next.wrapping_add(tile.next_step);
             }
         }
         for (i, sums) in sums.iter().enumerate() {
@@ -264,7 +288,8 @@ mod tests {
                 let left = Left { data: &data, starts: &starts, runs: &[5, 400, 77], run: 13, step };
                 let stride = columns + 2;
                 let mut out = vec![0.5; rows * stride];
-                multiply(left, &right, width + 3, Out { data: &mut out, stride, columns, accumulate });
+                let of_right = Right { data: &right, step: width + 3, next: &right };
+                multiply(left, of_right, Out { data: &mut out, stride, columns, accumulate });
                 for (i, row) in out.chunks_exact(stride).enumerate() {
                     for (j, &found) in row.iter().enumerate() {
                         let product = |k: usize| {

@@ -1,7 +1,7 @@
 //! A correlation of maps with packed weights, block by block of the result.
 
 use super::super::Finish;
-use super::super::product::{Left, Out, multiply, panel_width};
+use super::super::product::{Left, Out, Right, multiply, panel_width};
 use super::TASKS;
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 use crate::element::{Element, store};
@@ -191,7 +191,10 @@ impl Correlation {
         for group in 0..self.groups {
             let columns = panels.start * width..(panels.end * width).min(c_target);
             for panel in panels.clone() {
-                let weights = &pass.weights[(group * of_group + panel) * panel_len..][..panel_len];
+                let weights = &pass.weights[(group * of_group + panel) * panel_len..];
+                let (weights, rest) = weights.split_at(panel_len);
+                let next = if panel + 1 < panels.end { &rest[..panel_len] } else { &[] };
+                let weights = Right { data: weights, step: width, next };
                 let left = Left { data: source, starts, runs, run, step: 1 };
                 let first = panel * width - columns.start;
                 let columns_here = width.min(columns.end - panel * width);
@@ -200,7 +203,7 @@ impl Correlation {
                     _ => (&mut result[first..], columns.len()),
                 };
                 let product = Out { data, stride, columns: columns_here, accumulate: false };
-                multiply(left, weights, width, product);
+                multiply(left, weights, product);
             }
             if T::as_f32_mut(out).is_none() || self.passes.len() > 1 {
                 place.copy(

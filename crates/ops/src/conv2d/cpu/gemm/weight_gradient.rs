@@ -2,7 +2,7 @@
 
 use super::super::super::Geometry;
 use super::super::from_columns;
-use super::super::product::{Left, Out, multiply, panel_width};
+use super::super::product::{Left, Out, Right, multiply, panel_width};
 use super::TASKS;
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 use crate::element::{Element, load};
@@ -132,7 +132,7 @@ fn add_block<T: Element>(
                     columns: width.min(columns.len() - first),
                     accumulate,
                 };
-                multiply(left, right, width, out);
+                multiply(left, Right { data: right, step: width, next: &[] }, out);
             }
             for start in &mut starts {
                 *start += c_in;

@@ -12,7 +12,7 @@
 mod transform;
 
 use super::super::Geometry;
-use super::product::{Left, Out, multiply, panel_width};
+use super::product::{Left, Out, Right, multiply, panel_width};
 use super::{Finish, Weight, from_columns};
 use crate::element::Element;
 use crate::inference::{Form, prepared};
@@ -40,7 +40,8 @@ pub(super) fn serves(g: &Geometry) -> bool {
     let shape = w.kernel == (3, 3) && w.stride == (1, 1) && w.dilation == (1, 1) && g.groups == 1;
     let padding = w.padding.0 <= 2 && w.padding.1 <= 2;
     let tiles = g.n * g.out.0.div_ceil(4) * g.out.1.div_ceil(4);
-    shape && padding && g.c_in >= 32 && g.c_out >= 32 && tiles >= 24
+    let channels = g.c_in.min(g.c_out);
+    shape && padding && channels >= 32 && tiles >= 16 && tiles * channels >= 1024
 }
 
 /// Transformed data of a set of tiles: [position][block of channels][tile][channel of the block], neighbouring
@@ -109,10 +110,10 @@ impl Tiles {
         self.images * self.strips * self.columns
     }
 
-    /// Tasks of whole strips with some `tiles` tiles each.
-    fn tasks(&self, tiles: usize) -> Vec<Range<usize>> {
+    /// Some `tasks` tasks of whole strips.
+    fn tasks(&self, tasks: usize) -> Vec<Range<usize>> {
         let total = self.images * self.strips;
-        let tasks = (self.count() / tiles.max(1)).clamp(1, total.max(1));
+        let tasks = tasks.clamp(1, total.max(1));
         (0..tasks).map(|i| total * i / tasks..total * (i + 1) / tasks).collect()
     }
 
@@ -233,6 +234,10 @@ impl Convolution<'_> {
     /// Tiles of a task: a multiple of what a block of registers holds on every instruction set.
     const TASK_TILES: usize = 48;
 
+    /// Tiles that are worth a task, and tasks that keep several threads busy.
+    const LEAST_TILES: usize = 16;
+    const LEAST_TASKS: usize = 8;
+
     /// Bytes of transformed filters that a task may read over again for its tiles.
     const FILTER_BYTES: usize = 3 << 20;
 
@@ -243,7 +248,10 @@ impl Convolution<'_> {
         let mut ys = take::<T>(self.g.pixels() * self.g.c_out);
         let source =
             Source { maps: xs, size: self.g.size, channels: self.g.c_in, offset: self.g.window.padding };
-        let tasks = self.tiles.tasks(Self::TASK_TILES);
+        let count = self.tiles.count();
+        // Few tiles are shared out all the same.
+        let least = (count / Self::LEAST_TILES).min(Self::LEAST_TASKS);
+        let tasks = self.tiles.tasks(least.max(count / Self::TASK_TILES));
         let (panels, panel_len) = (self.filters.panels(), self.filters.panel_len());
         if POSITIONS * panels * panel_len * size_of::<f32>() <= Self::FILTER_BYTES {
             let filters = self.all_filters::<T>();
@@ -367,7 +375,7 @@ impl Convolution<'_> {
         let width = panel_width();
         let left = Left { data: seen, starts, runs: &[0], run: self.g.c_in, step: 1 };
         let out = Out { data: result, stride: width, columns: width, accumulate: false };
-        multiply(left, filters, width, out);
+        multiply(left, Right { data: filters, step: width, next: &[] }, out);
     }
 
     /// Aᵀ m A of the tiles of some strips, the first of which is tile `first` of `products`.
@@ -451,7 +459,7 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
     let seen = Source { maps: xs, size: g.size, channels: g.c_in, offset: g.window.padding };
     let moved = Source { maps: dys, size: g.out, channels: g.c_out, offset: (0, 0) };
     let (panels, panel_len) = (g.c_out.div_ceil(width), g.c_in * width);
-    let tasks = tiles.tasks(SUMMED_TILES);
+    let tasks = tiles.tasks(tiles.count() / SUMMED_TILES);
     let most = tasks.iter().map(ExactSizeIterator::len).max().unwrap_or(0) * tiles.columns;
     let (inputs, gradients) = (Store::by_panel(most, g.c_in), Store::by_panel(most, g.c_out));
     let mut dw = buffer::<f32>(g.c_out * g.c_in * 9);
@@ -521,7 +529,8 @@ impl<'a> Sums<'a> {
         let left = Left { data, starts: &self.starts, runs: &[0], run: inputs.tiles, step: inputs.block };
         let right = position * gradients.position_len() + panel * gradients.block_len();
         let right = &self.gradient[right..][..gradients.block_len()];
-        multiply(left, right, width, Out { data: out, stride: width, columns: width, accumulate });
+        let right = Right { data: right, step: width, next: &[] };
+        multiply(left, right, Out { data: out, stride: width, columns: width, accumulate });
     }
 }
 
