@@ -11,8 +11,10 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Output pixels of a block, at least.
-const BLOCK_PIXELS: usize = 256;
+/// Output pixels of a block: at least as many as see some quarter of a megabyte, which stays in cache while one
+/// panel of weights after the other goes by, in these bounds.
+const BLOCK_PIXELS: (usize, usize) = (48, 256);
+const BLOCK_ELEMENTS: usize = 64 * 1024;
 
 /// Multiply-adds of a task, at least: handing one to another thread takes some microseconds.
 const TASK_MACS: usize = 250_000;
@@ -58,7 +60,8 @@ impl Correlation {
         let columns = self.passes.first().map_or(0, |pass| pass.x.count);
         let macs_per_position: usize =
             self.passes.iter().map(Pass::taps).sum::<usize>() * (self.source_channels / self.groups) * c;
-        let positions = BLOCK_PIXELS.max(TASK_MACS / macs_per_position.max(1));
+        let pixels = (BLOCK_ELEMENTS / self.source_channels).clamp(BLOCK_PIXELS.0, BLOCK_PIXELS.1);
+        let positions = pixels.max(TASK_MACS / macs_per_position.max(1));
         let blocks = blocks(self.n, h.div_ceil(step), columns, positions);
         // The target rows of a block lie together; with each part goes its place.
         let (mut rest, mut parts, mut at) = (&mut ys[..], Vec::with_capacity(blocks.len()), 0);

@@ -10,8 +10,11 @@ use crate::parallel::{buffer, chunks, map, with_scratch};
 use crate::pool::lend;
 use std::ops::Range;
 
-/// Output pixels of a block, at least.
+/// Output pixels of a block, at least: many, because sums are read and written once for each block.
 const BLOCK_PIXELS: usize = 512;
+
+/// Input elements that stay in cache while one panel of the output gradient after the other goes by.
+const CHUNK_ELEMENTS: usize = 48 * 1024;
 
 pub(super) fn run<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
     /// Elements of all partial sums together: 16 MB.
@@ -118,16 +121,21 @@ fn add_block<T: Element>(
             }
         }
         let depth = starts.len();
+        let chunk = (CHUNK_ELEMENTS / pixels.max(1)).max(24);
         for group in 0..g.groups {
-            for panel in 0..panels {
-                let left = Left { data: copies, starts: &starts, runs: &pixels_seen, run: 1, step: 1 };
+            for (i, panel) in
+                (0..depth.div_ceil(chunk)).flat_map(|i| (0..panels).map(move |panel| (i, panel)))
+            {
+                let rows = i * chunk..depth.min((i + 1) * chunk);
+                let left =
+                    Left { data: copies, starts: &starts[rows.clone()], runs: &pixels_seen, run: 1, step: 1 };
                 let right = match in_place {
                     Some(dys) => &dys[first * width..][..pixels * width],
                     None => &moved[(group * panels + panel) * pixels * width..][..pixels * width],
                 };
                 let first = panel * width;
                 let out = Out {
-                    data: &mut sums[group * depth * columns.len() + first..],
+                    data: &mut sums[(group * depth + rows.start) * columns.len() + first..],
                     stride: columns.len(),
                     columns: width.min(columns.len() - first),
                     accumulate,
