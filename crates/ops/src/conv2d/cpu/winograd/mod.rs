@@ -235,7 +235,7 @@ impl Convolution<'_> {
     const TASK_TILES: usize = 48;
 
     /// Tiles that are worth a task, and tasks that keep several threads busy.
-    const LEAST_TILES: usize = 16;
+    const LEAST_TILES: usize = 8;
     const LEAST_TASKS: usize = 8;
 
     /// Bytes of transformed filters that a task may read over again for its tiles.
@@ -249,8 +249,9 @@ impl Convolution<'_> {
         let source =
             Source { maps: xs, size: self.g.size, channels: self.g.c_in, offset: self.g.window.padding };
         let count = self.tiles.count();
-        // Few tiles are shared out all the same.
+        // Few tiles are shared out all the same, evenly for any even number of threads.
         let least = (count / Self::LEAST_TILES).min(Self::LEAST_TASKS);
+        let least = if least > 0 { 1 << least.ilog2() } else { 1 };
         let tasks = self.tiles.tasks(least.max(count / Self::TASK_TILES));
         let (panels, panel_len) = (self.filters.panels(), self.filters.panel_len());
         if POSITIONS * panels * panel_len * size_of::<f32>() <= Self::FILTER_BYTES {
@@ -431,7 +432,7 @@ fn transform<T: Element>(
 ) {
     const TASK_TILES: usize = 16;
     // Each task gets its own tiles' part of every block of every position.
-    let step = TASK_TILES.div_ceil(tiles.columns);
+    let step = TASK_TILES.min(strips.len() * tiles.columns / 2).div_ceil(tiles.columns).max(1);
     let tasks: Vec<_> =
         strips.clone().step_by(step).map(|first| first..(first + step).min(strips.end)).collect();
     let mut parts: Vec<Vec<&mut [f32]>> = tasks.iter().map(|_| Vec::new()).collect();
