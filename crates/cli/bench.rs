@@ -3,7 +3,8 @@
 use crate::number::{count, rate, thousands};
 use crate::options::{Common, device_name, non_zero};
 use crate::printer::Printer;
-use crate::summary::Shape;
+use crate::summary::{Shape, describe, dims};
+use crate::table::Table;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
@@ -11,7 +12,9 @@ use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Instant;
 use zoo::{Config, Model, Params};
+use zoo_ops::dispatch::instruction_set;
 use zoo_ops::rng::{Noise, stream};
+use zoo_ops::trace::Row;
 use zoo_ops::{FeatureMap, Inference};
 use zoo_trainer::{Gradients, Optimizer, SgdConfig, train_pass};
 
@@ -36,6 +39,9 @@ pub(crate) struct Args {
     /// Steps that are measured
     #[arg(long, value_name = "N", default_value = "10", value_parser = non_zero)]
     steps: usize,
+    /// Print how each convolution is computed at this batch size, and measure nothing
+    #[arg(long)]
+    explain: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -77,6 +83,10 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     let spec = zoo::find(&args.model)?;
     let (device, dtype) = (common.device()?, common.dtype()?);
     let config = args.shape.config(spec, Noise::new(common.seed()));
+    if args.explain {
+        printer.result(&Choices::new(args, &config)?, Choices::text)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let (h, w) = config.image_size;
     let (n, c) = (args.batch_size, config.in_chans);
     let pixels = random_bytes(common.seed(), n * h * w * c);
@@ -100,6 +110,58 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     };
     printer.result(&measurement, text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `--explain` prints.
+#[derive(Debug, Serialize)]
+struct Choices {
+    model: &'static str,
+    batch_size: usize,
+    /// The best that this machine has, or what `ZOO_INSTRUCTION_SET` names.
+    instruction_set: &'static str,
+    layers: Vec<Choice>,
+}
+
+#[derive(Debug, Serialize)]
+struct Choice {
+    name: String,
+    output: [usize; 3],
+    /// Kernel, stride, padding, dilation and groups; empty of a linear layer.
+    window: String,
+    /// Multiply-adds of a direct sum, per image.
+    macs: u64,
+    algorithm: &'static str,
+}
+
+impl Choices {
+    fn new(args: &Args, config: &Config) -> Result<Self> {
+        let summary = zoo::Summary::of_batch(&args.model, config, args.batch_size)?;
+        let choice = |row: Row| {
+            let window = row.window.map(|window| describe(&window, row.groups)).unwrap_or_default();
+            let Row { name, output, macs, algorithm, .. } = row;
+            algorithm.map(|algorithm| Choice { name, output, window, macs, algorithm })
+        };
+        Ok(Self {
+            model: summary.model,
+            batch_size: args.batch_size,
+            instruction_set: instruction_set().name(),
+            layers: summary.layers.into_iter().filter_map(choice).collect(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut table = Table::new(&["layer", "window", ">output", ">MACs", "algorithm"]).shrinking(0);
+        for layer in &self.layers {
+            let (name, window) = (layer.name.clone(), layer.window.clone());
+            table.row([name, window, dims(layer.output), thousands(layer.macs), layer.algorithm.into()]);
+        }
+        format!(
+            "{}, {} at a time, on {}; forward, input gradient and weight gradient go the same way\n\n{table}",
+            self.model,
+            count(self.batch_size, "image"),
+            self.instruction_set
+        )
+    }
 }
 
 struct Bench<'a> {

@@ -67,9 +67,10 @@ fn main() -> ExitCode {
     let Cli { command, common } = Cli::parse();
     let printer = Printer::new(&common);
     failure::exit_code(&printer, || {
-        // A training run knows its number of threads when it has read its settings.
+        // A training run knows these when it has read its settings.
         if !matches!(command, Command::Train(_)) {
             common.apply_threads(None)?;
+            zoo_ops::set_strict_f32(common.strict_f32());
         }
         match &command {
             Command::List(args) => list::run(args, &printer),

@@ -20,6 +20,9 @@ pub(crate) struct Common {
     /// CPU threads to use; all cores if not given. The results do not depend on it
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Convolve as exactly as direct sums in f32 do, without Winograd's minimal filtering; slower
+    #[arg(long, global = true)]
+    strict_f32: bool,
     /// The number that all random choices come from; the same seed gives the same result [default: 0]
     #[arg(long, global = true, value_name = "N")]
     pub(crate) seed: Option<u64>,
@@ -77,6 +80,11 @@ impl Common {
     pub(crate) fn apply_threads(&self, otherwise: Option<usize>) -> Result<()> {
         let given = self.threads.map(usize::from).or(otherwise);
         Ok(zoo_ops::set_threads(given.unwrap_or_else(|| self.threads()))?)
+    }
+
+    /// Whether `--strict-f32` is given.
+    pub(crate) fn strict_f32(&self) -> bool {
+        self.strict_f32
     }
 
     /// The number of CPU threads in use.

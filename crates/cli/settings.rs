@@ -129,6 +129,9 @@ impl Settings {
         if let Some(dtype) = common.dtype_given()? {
             flags.insert("dtype".into(), dtype.as_str().into());
         }
+        if common.strict_f32() {
+            flags.insert("strict_f32".into(), true.into());
+        }
         if let Some(threads) = common.threads_given() {
             flags.insert("threads".into(), toml::Value::Integer(threads as i64));
         }

@@ -79,7 +79,7 @@ struct Layer {
 
 impl From<Row> for Layer {
     fn from(row: Row) -> Self {
-        let Row { name, kind, window, groups, output, params, macs, receptive_field } = row;
+        let Row { name, kind, window, groups, output, params, macs, receptive_field, algorithm: _ } = row;
         Self { name, kind, output, params, macs, receptive_field, window, groups }
     }
 }
@@ -135,7 +135,7 @@ fn text(summary: &Summary) -> String {
 }
 
 /// `k3 s2 p1`, with dilation and groups where they are not 1.
-fn describe(window: &Window2d, groups: usize) -> String {
+pub(crate) fn describe(window: &Window2d, groups: usize) -> String {
     let pair = |(a, b): (usize, usize)| if a == b { a.to_string() } else { format!("{a}×{b}") };
     let mut text = format!("k{} s{} p{}", pair(window.kernel), pair(window.stride), pair(window.padding));
     if window.dilation != (1, 1) {

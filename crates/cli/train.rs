@@ -126,6 +126,7 @@ fn resumed(dir: Option<&Path>, flags: toml::Table, common: &Common, device: &Dev
 /// Opens the data set, on as many threads as a recipe asks for if the command line does not say.
 fn open_data(config: &TrainConfig, common: &Common) -> Result<TrainData> {
     common.apply_threads(config.threads)?;
+    zoo_ops::set_strict_f32(config.strict_f32);
     Ok(TrainData::open(config)?)
 }
 

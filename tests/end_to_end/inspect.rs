@@ -57,6 +57,21 @@ fn summary_takes_another_shape() {
     assert_eq!(small["params"], expected);
 }
 
+/// The algorithm of each convolution depends on its shape, and `--strict-f32` leaves the less exact one out.
+#[test]
+fn bench_explains_its_choices() {
+    let algorithms = |more: &str| -> Vec<String> {
+        let layers = format!("bench --model cifar_resnet20 --batch-size 128 --explain --json {more}");
+        let layers = Shell::new().zoo(&layers).json()["layers"].clone();
+        layers.as_array().unwrap().iter().map(|layer| layer["algorithm"].as_str().unwrap().into()).collect()
+    };
+    let (usual, strict) = (algorithms(""), algorithms("--strict-f32"));
+    let of_winograd = |algorithms: &[String]| algorithms.iter().filter(|a| a.contains("winograd")).count();
+    // Two stages of six, but for the first of each, which is strided.
+    assert_eq!((usual.len(), of_winograd(&usual)), (20, 10));
+    assert_eq!((strict.len(), of_winograd(&strict)), (20, 0));
+}
+
 /// Everything that is printed for people fits in 100 columns.
 #[test]
 fn summaries_fit_in_the_terminal() {

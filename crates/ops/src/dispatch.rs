@@ -3,6 +3,7 @@
 use candle_core::{DType, Device};
 use std::cell::Cell;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The implementation that an operator takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,19 @@ pub fn path(device: &Device, dtype: DType) -> Path {
     if kernels && !REFERENCE_ONLY.get() { Path::Cpu } else { Path::Reference }
 }
 
+static STRICT_F32: AtomicBool = AtomicBool::new(false);
+
+/// Whether the CPU kernels keep to algorithms that are as exact as direct sums in f32, from now on in the whole
+/// process. By default they may use Winograd's minimal filtering, whose largest error is some seven times as
+/// large (`conv2d/cpu/README.md` has figures) and which takes a quarter of the multiplications.
+pub fn set_strict_f32(strict: bool) {
+    STRICT_F32.store(strict, Ordering::Relaxed);
+}
+
+pub(crate) fn strict_f32() -> bool {
+    STRICT_F32.load(Ordering::Relaxed)
+}
+
 /// The instruction sets that the CPU kernels are compiled for, worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InstructionSet {
@@ -44,6 +58,17 @@ pub enum InstructionSet {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
+}
+
+impl InstructionSet {
+    /// What `ZOO_INSTRUCTION_SET` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
 }
 
 /// The best instruction set of this machine, or a lower one named by the environment variable

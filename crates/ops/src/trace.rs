@@ -27,6 +27,8 @@ pub struct Row {
     pub macs: u64,
     /// Input pixels, along the longer axis, that one output pixel sees.
     pub receptive_field: usize,
+    /// How the CPU kernels compute it, where they have a choice.
+    pub algorithm: Option<&'static str>,
 }
 
 /// The rows that a traced map leaves, shared with every map that came from it.
@@ -75,6 +77,7 @@ pub(crate) struct Step {
     pub(crate) groups: usize,
     pub(crate) params: usize,
     pub(crate) macs: u64,
+    pub(crate) algorithm: Option<&'static str>,
 }
 
 impl Step {
@@ -116,6 +119,7 @@ impl Traced {
             params: step.params,
             macs: step.macs,
             receptive_field: next.receptive_field.0.max(next.receptive_field.1),
+            algorithm: step.algorithm,
         });
         next
     }

@@ -115,6 +115,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Precision of activations.
     pub dtype: Precision,
+    /// Whether convolutions keep to algorithms as exact as direct sums in f32. It is the program that applies
+    /// this, with [`zoo_ops::set_strict_f32`].
+    pub strict_f32: bool,
     /// Threads to compute with; by default one per core. Has no influence on the result. A process has one
     /// thread pool, so it is the program that applies this, with [`zoo_ops::set_threads`].
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -162,6 +165,7 @@ impl Default for TrainConfig {
             std: None,
             seed: 0,
             dtype: Precision::F32,
+            strict_f32: false,
             threads: None,
             log_every: 0,
             save_every: 0,

@@ -24,8 +24,17 @@ impl Summary {
     /// # Errors
     /// If there is no such model, or it cannot be built for such images.
     pub fn new(name: &str, config: &Config) -> Result<Self> {
+        Self::of_batch(name, config, 1)
+    }
+
+    /// The same for a batch of images, on which the algorithms of the layers depend.
+    ///
+    /// # Errors
+    /// As [`Summary::new`].
+    pub fn of_batch(name: &str, config: &Config, batch_size: usize) -> Result<Self> {
         let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
-        Self::of(&Model::new(name, config.clone(), vb)?)
+        let model = Model::new(name, config.clone(), vb)?;
+        Ok(Self::of_layers(&model, model.trace(batch_size)?))
     }
 
     /// Of a model that is there.
@@ -33,13 +42,16 @@ impl Summary {
     /// # Errors
     /// If an image of the configured size does not fit the network.
     pub fn of(model: &Model) -> Result<Self> {
-        let layers = model.trace()?;
-        Ok(Self {
+        Ok(Self::of_layers(model, model.trace(1)?))
+    }
+
+    fn of_layers(model: &Model, layers: Vec<Row>) -> Self {
+        Self {
             model: model.spec().name,
             params: layers.iter().map(|row| row.params).sum(),
             macs: layers.iter().map(|row| row.macs).sum(),
             layers,
-        })
+        }
     }
 }
 

@@ -51,6 +51,7 @@ fn toml_and_back_is_the_identity() {
         std: Some(vec![0.4, 0.5, 0.6]),
         seed: i64::MAX as u64,
         dtype: Precision::Bf16,
+        strict_f32: true,
         threads: Some(2),
         log_every: 5,
         save_every: 9,

@@ -7,6 +7,7 @@ mod winograd;
 
 use super::Geometry;
 use crate::activation::{Function, by_activation};
+use crate::dispatch::strict_f32;
 use crate::element::{Element, Elements, by_element};
 use crate::inference::is_running;
 use crate::parallel::map;
@@ -16,7 +17,7 @@ use candle_core::{DType, Result, Tensor, TensorId};
 
 /// The algorithms, best first; the last takes everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Algorithm {
+pub(super) enum Algorithm {
     /// One input and one output channel in each group.
     Depthwise,
     /// 3×3 of stride 1 with many channels, by minimal filtering.
@@ -25,10 +26,20 @@ enum Algorithm {
     Gemm,
 }
 
-fn algorithm(g: &Geometry) -> Algorithm {
+impl Algorithm {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Depthwise => "depthwise",
+            Self::Winograd => "winograd f4x4",
+            Self::Gemm => "implicit gemm",
+        }
+    }
+}
+
+pub(super) fn algorithm(g: &Geometry) -> Algorithm {
     if g.groups > 1 && g.group_channels() == (1, 1) {
         Algorithm::Depthwise
-    } else if winograd::serves(g) {
+    } else if !strict_f32() && winograd::serves(g) {
         Algorithm::Winograd
     } else {
         Algorithm::Gemm

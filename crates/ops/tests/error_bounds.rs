@@ -1,0 +1,70 @@
+//! How exact each algorithm of a convolution is: the largest error of its output and gradients, relative to
+//! their root mean square, against the reference in f64. `conv2d/cpu/README.md` quotes these bounds.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use zoo_ops::{Conv2dConfig, FeatureMap, backward, conv2d, set_strict_f32, with_reference};
+
+/// (algorithm, strict, dtype, greatest error of the output, the input gradient and the weight gradient)
+const BOUNDS: &[(&str, bool, DType, [f64; 3])] = &[
+    ("implicit gemm", true, DType::F32, [1.5e-5, 1.5e-5, 1.5e-5]),
+    ("winograd f4x4", false, DType::F32, [1e-4, 1e-4, 4e-5]),
+    ("implicit gemm in bf16", true, DType::BF16, [3e-2, 3e-2, 1.5e-5]),
+    ("winograd f4x4 in bf16", false, DType::BF16, [3e-2, 3e-2, 4e-5]),
+];
+
+/// [batch, channels in, side, channels out]
+const SHAPES: [[usize; 4]; 3] = [[2, 64, 32, 64], [4, 256, 12, 128], [16, 512, 4, 512]];
+
+/// Numbers in [-1, 1) without a pattern, the same on every machine.
+fn numbers(seed: u64, shape: &[usize]) -> Result<Tensor> {
+    let mut state = seed;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    Tensor::from_vec((0..shape.iter().product()).map(next).collect(), shape, &Device::Cpu)
+}
+
+/// Output, input gradient and weight gradient under a given gradient of the output.
+fn run(parts: &[Tensor; 3], map: DType, parameter: DType) -> Result<[Tensor; 3]> {
+    let images = Var::from_tensor(&parts[0].to_dtype(map)?)?;
+    let weight = Var::from_tensor(&parts[1].to_dtype(parameter)?)?;
+    let xs = FeatureMap::from_nchw(images.as_tensor())?;
+    let ys = conv2d(&xs, weight.as_tensor(), None, &Conv2dConfig::new(1, 1))?.to_nchw()?;
+    let gradients = backward(&(&ys * parts[2].to_dtype(map)?)?.sum_all()?)?;
+    let of = |var: &Var| gradients.get(var.as_tensor()).cloned().expect("a gradient").to_dtype(DType::F64);
+    Ok([ys.to_dtype(DType::F64)?, of(&images)?, of(&weight)?])
+}
+
+fn error(found: &Tensor, expected: &Tensor) -> Result<f64> {
+    let rms = expected.sqr()?.mean_all()?.sqrt()?.to_scalar::<f64>()?;
+    Ok((found - expected)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()? / rms)
+}
+
+#[test]
+fn errors_stay_within_their_bounds() -> Result<()> {
+    for &(algorithm, strict, dtype, bounds) in BOUNDS {
+        set_strict_f32(strict);
+        for [n, c_in, side, c_out] in SHAPES {
+            let parts = [
+                numbers(1, &[n, c_in, side, side])?,
+                numbers(2, &[c_out, c_in, 3, 3])?,
+                numbers(3, &[n, c_out, side, side])?,
+            ];
+            // What bf16 loses of the inputs is not the algorithm's doing.
+            let parts = parts.map(|part| part.to_dtype(dtype).and_then(|part| part.to_dtype(DType::F32)));
+            let [images, weight, gradient] = parts;
+            let parts = [images?, weight?, gradient?];
+            let expected = with_reference(|| run(&parts, DType::F64, DType::F64))?;
+            let found = run(&parts, dtype, DType::F32)?;
+            for (i, what) in ["output", "input gradient", "weight gradient"].into_iter().enumerate() {
+                let error = error(&found[i], &expected[i])?;
+                println!("{algorithm}, {c_in} to {c_out} channels at {side}: {what} {error:.1e}");
+                assert!(error <= bounds[i], "{algorithm}, {c_in} to {c_out}, {what}: {error:e}");
+                // A bound that is far from what is seen says nothing.
+                assert!(error >= bounds[i] / 100.0, "{algorithm}, {c_in} to {c_out}, {what}: {error:e}");
+            }
+        }
+    }
+    Ok(())
+}
