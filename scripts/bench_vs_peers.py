@@ -10,7 +10,8 @@ backward and an SGD update with Nesterov momentum, against PyTorch with contiguo
 the programs take turns for R rounds, in turned order every second time so that nobody always goes first. A figure is
 the median over the rounds of the median over a round's steps; `zoo` is compared with the fastest peer by that figure.
 
-With --models, or any option that says what to measure, that is measured instead of the table's rows (see ROWS).
+With --models, those are measured instead of the table's rows (see ROWS). A file given with --csv is added to, and the
+table is made of all of it: rows can be measured one at a time, and again.
 """
 
 import argparse
@@ -47,6 +48,10 @@ FIELDS = (
     "model mode device dtype threads batch_size image_size program round images_per_second step_ms_min "
     "step_ms_median step_ms_max peak_memory_mb"
 ).split()
+
+
+# What tells one row of the table from another.
+CASE = ("model", "mode", "dtype", "batch_size", "image_size")
 
 
 def arguments():
@@ -150,18 +155,24 @@ def peer_worker(case, program):
         step = torch_step(case, program.split()[1])
     else:
         step = {"onnxruntime": onnxruntime_step, "openvino": openvino_step}[program](case)
+    # A peer that is many times slower does fewer steps, two at least.
+    end = time.perf_counter() + 2 * case["seconds"]
     for _ in range(case["warmup"]):
         step()
+        if time.perf_counter() > end:
+            break
     milliseconds = []
     for _ in range(case["steps"]):
         start = time.perf_counter()
         step()
         milliseconds.append(1e3 * (time.perf_counter() - start))
+        if time.perf_counter() > end and len(milliseconds) > 1:
+            break
     median = statistics.median(milliseconds)
     result = {
         "images_per_second": 1e3 * case["batch_size"] / median,
         "step_ms": {"min": min(milliseconds), "median": median, "max": max(milliseconds)},
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
     }
     print("\n" + json.dumps(result))
 
@@ -192,7 +203,7 @@ def compare(args, case):
     # As many steps as take about as long as asked for, by a short look at zoo.
     look = measure(args, case | {"warmup": 1, "steps": 2}, "zoo")
     steps = int(min(max(1e3 * args.seconds / look["step_ms"]["median"], 4), 1000))
-    case = case | {"warmup": max(2, steps // 4), "steps": steps}
+    case = case | {"warmup": max(2, steps // 4), "steps": steps, "seconds": args.seconds}
     rows = []
     for i in range(args.rounds):
         for program in programs if i % 2 == 0 else reversed(programs):
@@ -223,8 +234,8 @@ def table_row(rows):
         return f"{statistics.median(column(rows, program, 'peak_memory_mb')):,.0f}"
 
     first = rows[0]
-    what = [first["model"], f"{first['image_size']}", f"{first['batch_size']}", first["mode"], first["dtype"]]
-    return what + [cell("zoo"), f"{ratio:.2f}", best, cell(best), memory("zoo"), memory(best)]
+    what = [str(first[key]) for key in ("model", "image_size", "batch_size", "mode", "dtype")]
+    return what + [str(len(speed["zoo"])), cell("zoo"), f"{ratio:.2f}", best, cell(best), memory("zoo"), memory(best)]
 
 
 def processor(device):
@@ -273,26 +284,37 @@ def main():
     if args.worker:
         case = json.loads(args.worker)
         return peer_worker(case, case["program"])
-    header = "model,pixels,batch,mode,dtype,zoo images/s,ratio,fastest peer,its images/s,zoo MB,its MB".split(",")
+    header = "model,pixels,batch,mode,dtype,rounds,zoo images/s,ratio,fastest peer,its images/s,zoo MB,its MB".split(",")
     lines = [
-        f"{processor(args.device)}, {args.threads} threads; {versions()}. Median (least to most) of {args.rounds} rounds.",
+        f"{processor(args.device)}, {args.threads} threads; {versions()}. Median (least to most) of the rounds.",
         "",
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),
     ]
-    rows = []
+    rows = read(args.csv) if args.csv and args.csv.exists() else []
     for case in cases(args):
-        new = compare(args, case)
-        rows += new
-        lines.append("| " + " | ".join(table_row(new)) + " |")
+        key = [str(case[name]) for name in CASE]
+        rows = [row for row in rows if [str(row[name]) for name in CASE] != key] + compare(args, case)
         if args.csv:
             with args.csv.open("w", newline="") as file:
                 writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
-        if args.markdown:
-            args.markdown.write_text("\n".join(lines) + "\n")
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(str(row[name]) for name in CASE), []).append(row)
+    # Training first, f32 first, otherwise as measured.
+    in_order = sorted(groups.values(), key=lambda group: (group[0]["mode"] != "train", group[0]["dtype"] != "f32"))
+    lines += ["| " + " | ".join(table_row(group)) + " |" for group in in_order]
+    if args.markdown:
+        args.markdown.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def read(path):
+    """The measurements of a CSV file."""
+    with path.open(newline="") as file:
+        return [row | {key: float(row[key]) for key in ("images_per_second", "peak_memory_mb")} for row in csv.DictReader(file)]
 
 
 if __name__ == "__main__":
