@@ -58,6 +58,8 @@ pub enum InstructionSet {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same with AMX for bf16, on Linux.
+    Amx,
 }
 
 impl InstructionSet {
@@ -67,12 +69,13 @@ impl InstructionSet {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 }
 
 /// The best instruction set of this machine, or a lower one named by the environment variable
-/// `ZOO_INSTRUCTION_SET` (`portable`, `avx2`, `avx512`).
+/// `ZOO_INSTRUCTION_SET` (`portable`, `avx2`, `avx512`, `amx`).
 pub fn instruction_set() -> InstructionSet {
     static CHOICE: OnceLock<InstructionSet> = OnceLock::new();
     *CHOICE.get_or_init(|| {
@@ -80,7 +83,8 @@ pub fn instruction_set() -> InstructionSet {
         let limit = match std::env::var("ZOO_INSTRUCTION_SET").as_deref() {
             Ok("portable") => InstructionSet::Portable,
             Ok("avx2") => InstructionSet::Avx2,
-            _ => InstructionSet::Avx512,
+            Ok("avx512") => InstructionSet::Avx512,
+            _ => InstructionSet::Amx,
         };
         best.min(limit)
     })
@@ -91,10 +95,12 @@ fn detect() -> InstructionSet {
     use std::arch::is_x86_feature_detected as has;
     if !(has!("avx2") && has!("fma")) {
         InstructionSet::Portable
-    } else if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
-        InstructionSet::Avx512
-    } else {
+    } else if !(has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")) {
         InstructionSet::Avx2
+    } else if crate::amx::detect() {
+        InstructionSet::Amx
+    } else {
+        InstructionSet::Avx512
     }
 }
 

@@ -14,6 +14,8 @@ pub(crate) trait Element: WithDType + Default {
     /// The slice itself where elements are f32 already.
     fn as_f32(xs: &[Self]) -> Option<&[f32]>;
     fn as_f32_mut(xs: &mut [Self]) -> Option<&mut [f32]>;
+    /// The slice itself where elements are bf16.
+    fn as_bf16(xs: &[Self]) -> Option<&[bf16]>;
     fn slice(storage: &CpuStorage) -> Option<&[Self]>;
     fn of_values(values: &Values) -> Option<&[Self]>;
     fn of_values_mut(values: &mut Values) -> Option<&mut Vec<Self>>;
@@ -41,6 +43,9 @@ impl Element for f32 {
     }
     fn as_f32_mut(xs: &mut [Self]) -> Option<&mut [f32]> {
         Some(xs)
+    }
+    fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
+        None
     }
     fn slice(storage: &CpuStorage) -> Option<&[Self]> {
         match storage {
@@ -87,6 +92,9 @@ impl Element for bf16 {
     }
     fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
         None
+    }
+    fn as_bf16(xs: &[Self]) -> Option<&[bf16]> {
+        Some(xs)
     }
     fn slice(storage: &CpuStorage) -> Option<&[Self]> {
         match storage {

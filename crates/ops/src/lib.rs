@@ -14,6 +14,8 @@
 //! them, accumulates in f32 and rounds once when it stores.
 
 pub mod activation;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod avg_pool;
 pub mod batch_norm;
 pub mod channels;

@@ -19,7 +19,7 @@ macro_rules! multiversion {
                 fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { portable $(::<$($t),+>)? ($($arg),*) }
                 match $crate::dispatch::instruction_set() {
                     // SAFETY: the set was detected on this machine.
-                    $crate::dispatch::InstructionSet::Avx512 => return unsafe { avx512 $(::<$($t),+>)? ($($arg),*) },
+                    $crate::dispatch::InstructionSet::Avx512 | $crate::dispatch::InstructionSet::Amx => return unsafe { avx512 $(::<$($t),+>)? ($($arg),*) },
                     // SAFETY: as above.
                     $crate::dispatch::InstructionSet::Avx2 => return unsafe { avx2 $(::<$($t),+>)? ($($arg),*) },
                     $crate::dispatch::InstructionSet::Portable => {}

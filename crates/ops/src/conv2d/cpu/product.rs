@@ -98,7 +98,7 @@ static AVX512: Kernels = Kernels {
 fn kernels() -> &'static Kernels {
     match instruction_set() {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 => &AVX512,
+        InstructionSet::Avx512 | InstructionSet::Amx => &AVX512,
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 => &AVX2,
         _ => &PORTABLE,

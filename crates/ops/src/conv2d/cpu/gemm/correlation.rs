@@ -4,6 +4,8 @@ use super::super::Finish;
 use super::super::product::{Left, Out, Right, multiply, panel_width};
 use super::TASKS;
 use super::reach::{Axis, Block, Patch, Reach, blocks};
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use crate::element::{Element, store};
 use crate::parallel::{map, with_scratch};
 use crate::pool::{Lent, lend, take};
@@ -23,13 +25,14 @@ const TASK_MACS: usize = 250_000;
 pub(super) struct Pass {
     pub(super) y: Axis,
     pub(super) x: Axis,
-    /// [group][panel][tap × source channel][panel width]; what lies beyond the last channel is arbitrary.
+    /// [group][panel][tap × source channel][panel width], where what lies beyond the last channel is arbitrary; or
+    /// as `tiles.rs` packs them.
     pub(super) weights: Arc<Lent<f32>>,
 }
 
 impl Pass {
     /// Taps that a position sees.
-    fn taps(&self) -> usize {
+    pub(super) fn taps(&self) -> usize {
         self.y.taps.len() * self.x.taps.len()
     }
 }
@@ -44,6 +47,8 @@ pub(super) struct Correlation {
     pub(super) groups: usize,
     pub(super) reach: (Reach, Reach),
     pub(super) passes: Vec<Pass>,
+    /// Whether weights are packed for AMX, which takes maps in bf16 and one group.
+    pub(super) tiles: bool,
 }
 
 impl Correlation {
@@ -60,7 +65,14 @@ impl Correlation {
         let columns = self.passes.first().map_or(0, |pass| pass.x.count);
         let macs_per_position: usize =
             self.passes.iter().map(Pass::taps).sum::<usize>() * (self.source_channels / self.groups) * c;
-        let pixels = (BLOCK_ELEMENTS / self.source_channels).clamp(BLOCK_PIXELS.0, BLOCK_PIXELS.1);
+        let pixels = match self.tiles {
+            #[cfg(target_arch = "x86_64")]
+            true => {
+                let taps = self.passes.iter().map(Pass::taps).max().unwrap_or(0);
+                tiles::block_pixels(taps * self.source_channels)
+            }
+            _ => (BLOCK_ELEMENTS / self.source_channels).clamp(BLOCK_PIXELS.0, BLOCK_PIXELS.1),
+        };
         let positions = pixels.max(TASK_MACS / macs_per_position.max(1));
         let blocks = blocks(self.n, h.div_ceil(step), columns, positions);
         // The target rows of a block lie together; with each part goes its place.
@@ -102,6 +114,12 @@ impl Correlation {
         ys
     }
 
+    /// Rows of a block that a pass has: the first so many.
+    pub(super) fn in_phase(&self, pass: &Pass, block: &Block) -> usize {
+        let in_phase = |row: &usize| row * pass.y.step + pass.y.origin < self.target.0;
+        block.rows.clone().filter(in_phase).count()
+    }
+
     /// The target pixels of a block, in the channels of the given panels; `out` has rows of `channels`.
     fn block<T: Element>(
         &self,
@@ -111,6 +129,10 @@ impl Correlation {
         out: &mut [T],
         channels: usize,
     ) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(xs) = T::as_bf16(xs).filter(|_| self.tiles) {
+            return self.block_on_tiles(xs, block, panels, out, channels);
+        }
         let (c, (h, w), (reach_y, reach_x)) = (self.source_channels, self.source, self.reach);
         let columns = self.passes.iter().map(|pass| pass.x.count).max().unwrap_or(0);
         let rows = self.passes.iter().map(|pass| pass.y.count).max().unwrap_or(0);
@@ -144,8 +166,7 @@ impl Correlation {
             };
             for pass in &self.passes {
                 let row_step = patch.columns * c;
-                let in_phase = |row: &usize| row * pass.y.step + pass.y.origin < self.target.0;
-                let rows = block.rows.clone().filter(in_phase).count();
+                let rows = self.in_phase(pass, block);
                 let mut starts = Vec::with_capacity(positions);
                 for image in 0..block.images.len() {
                     for row in 0..rows {
@@ -165,9 +186,8 @@ impl Correlation {
         let (c, (reach_y, reach_x)) = (self.source_channels, self.reach);
         let row = |tap: &(isize, usize)| (tap.0 - reach_y.first) as usize * row_step;
         let column = |tap: &(isize, usize)| (tap.0 - reach_x.first) as usize * c;
-        let neighbours = pass.x.taps.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1);
         match pass.x.taps.first() {
-            Some(first) if neighbours && self.groups == 1 => {
+            Some(first) if pass.x.neighbours() && self.groups == 1 => {
                 (pass.y.taps.iter().map(|y| row(y) + column(first)).collect(), pass.x.taps.len() * c)
             }
             _ => {

@@ -8,12 +8,15 @@
 
 mod correlation;
 mod reach;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod weight_gradient;
 mod wide;
 
 use super::super::Geometry;
 use super::product::panel_width;
 use super::{Finish, Weight};
+use crate::dispatch::{InstructionSet, instruction_set};
 use crate::element::Element;
 use crate::inference::{Form, prepared};
 use crate::parallel::chunks;
@@ -33,7 +36,7 @@ pub(super) fn forward<T: Element>(
     weight: Weight<'_>,
     finish: Finish<'_, T>,
 ) -> Vec<T> {
-    let wide = Wide::of(g);
+    let (wide, tiles) = (Wide::of(g), on_tiles::<T>(g));
     let g = wide.as_ref().map_or(g, |wide| &wide.g);
     let (y, x) = Axis::of_outputs(g);
     let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
@@ -47,7 +50,7 @@ pub(super) fn forward<T: Element>(
     let passes = vec![Pass { weights, y, x }];
     let (source, target) = (g.size, g.out);
     let (source_channels, target_channels, groups) = (g.c_in, g.c_out, g.groups);
-    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes }
+    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes, tiles }
         .run(xs, finish)
 }
 
@@ -59,7 +62,7 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     let ys = Axis::phases(g.size.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
     let xs = Axis::phases(g.size.1, w.kernel.1, w.stride.1, w.padding.1, w.dilation.1);
     let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
-    let reach = (Reach::new(&ys), Reach::new(&xs));
+    let (reach, tiles) = ((Reach::new(&ys), Reach::new(&xs)), on_tiles::<T>(g));
     let at = |group, source, target| ((group * c_out + source) * c_in + target) * taps;
     let mut passes = Vec::new();
     for y in &ys {
@@ -70,7 +73,7 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     }
     let (source, target) = (g.out, g.size);
     let (source_channels, target_channels, groups) = (g.c_out, g.c_in, g.groups);
-    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes }
+    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes, tiles }
         .run(dys, &|_, _| {})
 }
 
@@ -103,6 +106,11 @@ fn turned(g: &Geometry, weight: &[f32]) -> Option<(Geometry, Vec<f32>)> {
     Some((turned, weights))
 }
 
+/// Whether a correlation runs on AMX.
+pub(super) fn on_tiles<T: Element>(g: &Geometry) -> bool {
+    instruction_set() == InstructionSet::Amx && T::DTYPE == DType::BF16 && g.groups == 1
+}
+
 /// Weights as [group][panel][tap × source channel][panel width], rounded as `T` stores them. `at` says where the
 /// taps for (group, source channel, target channel) start.
 fn pack<T: Element>(
@@ -116,6 +124,12 @@ fn pack<T: Element>(
     let width = panel_width();
     let taps: Vec<usize> =
         y.taps.iter().flat_map(|y| x.taps.iter().map(move |x| y.1 * g.window.kernel.1 + x.1)).collect();
+    #[cfg(target_arch = "x86_64")]
+    if on_tiles::<T>(g) {
+        let row = |k: usize| (k % c_source, taps[k / c_source]);
+        let element = |(source, tap), target| weight[at(0, source, target) + tap];
+        return tiles::pack(taps.len() * c_source, c_target, row, element);
+    }
     let panels = c_target.div_ceil(width);
     let mut packed = lend::<f32>(g.groups * panels * taps.len() * c_source * width);
     chunks(&mut packed, taps.len() * c_source * width, |i, out| {

@@ -33,6 +33,11 @@ impl Axis {
         )
     }
 
+    /// Whether taps lie side by side in the source.
+    pub(super) fn neighbours(&self) -> bool {
+        self.taps.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1)
+    }
+
     /// Input positions seen from the output: those of each residue modulo the stride.
     pub(super) fn phases(
         size: usize,
