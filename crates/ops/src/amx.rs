@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn products_equal_plain_sums() {
         if instruction_set() != InstructionSet::Amx {
-            println!("no AMX here: nothing was tested");
+            eprintln!("no AMX here: nothing was tested");
             return;
         }
         const STEPS: usize = 3;
