@@ -78,13 +78,13 @@ def build(case):
     import torch
 
     sys.path.insert(0, str(REPOSITORY / "scripts/golden"))
-    import nets
+    import families
 
     torch.manual_seed(0)
     torch.set_num_threads(case["threads"])
     grey = case["model"] in ("softmax", "mlp", "lenet5", "caffe_lenet")
     image = (1 if grey else 3, case["image_size"], case["image_size"])
-    return nets.build(case["model"], image, case["num_classes"]), torch.randn(case["batch_size"], *image)
+    return families.build(case["model"], image, case["num_classes"]), torch.randn(case["batch_size"], *image)
 
 
 def torch_step(case, layout):

@@ -11,43 +11,11 @@ import sys
 import torch
 import torch.nn.functional as F
 
+import families
 import formula
 import kinks
-import nets
 
 NUM_CLASSES = 10
-
-# (model, [n, c, h, w] in eval mode, [n, c, h, w] in train mode, [n, c, h, w] of the gradients or None where they are
-# those of the forward in train mode). Gradients must keep clear of kinks (see kinks.py), and the deeper a
-# network, the smaller the images must be for that. From ResNet-34 on that leaves too little to normalise a batch
-# by, and the gradients are those in eval mode, with the running statistics.
-CASES = [
-    ("softmax", (3, 1, 28, 28), (3, 1, 28, 28), None),
-    ("mlp", (3, 1, 28, 28), (3, 1, 28, 28), None),
-    ("lenet5", (3, 1, 28, 28), (3, 1, 28, 28), None),
-    ("lenet5", (3, 3, 32, 32), (3, 3, 32, 32), None),
-    ("caffe_lenet", (3, 1, 28, 28), (3, 1, 28, 28), None),
-    *(
-        (f"cifar_resnet{depth}{option}", (3, 3, 32, 32), train, None)
-        for depth, option, train in (
-            (20, "", (3, 3, 32, 32)),
-            (20, "b", (3, 3, 32, 32)),
-            (32, "", (2, 3, 24, 24)),
-            (32, "b", (2, 3, 24, 24)),
-            (44, "", (2, 3, 16, 16)),
-            (44, "b", (2, 3, 16, 16)),
-            (56, "", (2, 3, 16, 16)),
-            (56, "b", (2, 3, 16, 16)),
-            (110, "", (2, 3, 12, 12)),
-            (110, "b", (2, 3, 8, 12)),
-        )
-    ),
-    ("resnet18", (3, 3, 32, 32), (2, 3, 16, 16), None),
-    *((f"resnet{depth}", (3, 3, 32, 32), (4, 3, 32, 32), (2, 3, 8, 8)) for depth in (34, 50, 101, 152)),
-    # Above 64 pixels ResNet has its ImageNet stem. Odd sides show rounding mistakes; the last maps are 4 x 3, 3 x 3.
-    ("resnet18", (2, 3, 97, 75), (2, 3, 67, 65), None),
-    ("resnet50", (2, 3, 97, 75), (2, 3, 97, 75), (1, 3, 67, 65)),
-]
 
 # The deepest networks have hundreds of parameters; a file of all their gradients would be large and say little
 # more than the first and last block of each stage.
@@ -55,7 +23,7 @@ MAX_GRADS = 180
 
 
 def build(name, shape, dtype):
-    return formula.fill(nets.build(name, shape[1:], NUM_CLASSES), dtype)
+    return formula.fill(families.build(name, shape[1:], NUM_CLASSES), dtype)
 
 
 def forward(name, images, shape, dtype, train):
@@ -135,7 +103,7 @@ def write_case(name, shape, train_shape, grad_shape, is_second):
         "num_classes": NUM_CLASSES,
         "input": shape,
         "params": sum(p.numel() for p in model.parameters()),
-        "macs": nets.macs(model, shape[1:]),
+        "macs": families.macs(model, shape[1:]),
         "formula": {
             "input": formula.uniform("input", shape).flatten()[:4].tolist(),
             first: formula.state(first, tuple(keys[first].shape)).astype(float).flatten()[:4].tolist(),
@@ -181,7 +149,7 @@ def main():
     torch.set_num_threads(1)
     print(formula.versions())
     seen = set()
-    for name, shape, train_shape, grad_shape in CASES:
+    for name, shape, train_shape, grad_shape in families.CASES:
         if not sys.argv[1:] or any(part in name for part in sys.argv[1:]):
             write_case(name, shape, train_shape, grad_shape, name in seen)
         seen.add(name)

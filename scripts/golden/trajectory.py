@@ -13,9 +13,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+import families
 import formula
 import kinks
-import nets
 
 STEPS = 20
 RECORDED = (1, 5, 10, 20)
@@ -44,7 +44,7 @@ def clear_images(model, step, shape):
 def train(name, image, base, dtype=torch.float64, images=None, rules=RULES, decay_all=False, smoothing=SMOOTHING):
     """The images' names, the loss of each step, the parameters after those of RECORDED, and the running statistics at
     the end. Without `images`, ones that keep clear of kinks are chosen."""
-    model = formula.fill(nets.build(name, image, 10), dtype).train()
+    model = formula.fill(families.build(name, image, 10), dtype).train()
     weights = [p for p in model.parameters() if p.dim() >= 2 or decay_all]
     others = [p for p in model.parameters() if p.dim() < 2 and not decay_all]
     groups = [{"params": weights}] + ([{"params": others, "weight_decay": 0.0}] if others else [])

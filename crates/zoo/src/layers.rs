@@ -82,7 +82,7 @@ impl Conv2d {
     }
 }
 
-/// Batch normalisation with γ, β and running statistics, PyTorch's eps 1e-5 and momentum 0.1.
+/// Batch normalisation with γ, β and running statistics; PyTorch's eps 1e-5 and momentum 0.1 unless told.
 #[derive(Debug)]
 pub struct BatchNorm2d {
     name: String,
@@ -109,6 +109,18 @@ impl BatchNorm2d {
             },
             name: vb.prefix(),
         })
+    }
+
+    /// With another eps, which is added to variances.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.norm.eps = eps;
+        self
+    }
+
+    /// With another momentum in PyTorch's sense: the weight of the batch's statistics in the running ones.
+    pub fn momentum(mut self, momentum: f64) -> Self {
+        self.norm.momentum = momentum;
+        self
     }
 
     /// `activation(norm(xs))`.

@@ -1,7 +1,6 @@
-//! The table of models: one line per family here, one file per family in `models/`.
+//! The table of models, collected from the files in `models/`: one per family.
 
 use crate::model::{Config, Network, Stem};
-use crate::models;
 use candle_core::{Result, bail};
 use candle_nn::VarBuilder;
 use std::sync::OnceLock;
@@ -55,19 +54,8 @@ pub(crate) struct Family {
     pub(crate) facts: &'static str,
 }
 
-/// The family in `models/<name>.rs`, with the facts in `models/<name>.toml` at the root of the repository.
-macro_rules! family {
-    ($name:ident) => {
-        Family {
-            specs: models::$name::specs,
-            facts: include_str!(concat!("../../../models/", stringify!($name), ".toml")),
-        }
-    };
-}
-
-/// One line per family.
-pub(crate) const FAMILIES: &[Family] =
-    &[family!(cifar_resnet), family!(lenet), family!(mlp), family!(resnet)];
+/// A row for each file in `models/`, written by `build.rs`.
+pub(crate) const FAMILIES: &[Family] = include!(concat!(env!("OUT_DIR"), "/families.rs"));
 
 /// All models, sorted by family and then in the family's own order.
 pub fn registry() -> &'static [Spec] {

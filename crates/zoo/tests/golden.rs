@@ -205,6 +205,10 @@ impl Digest {
 fn check_all(dtype: DType, tolerance: impl Fn(&str) -> Tolerance) -> Result<()> {
     let mut report = String::new();
     for (file, golden) in files() {
+        // The reference in f64 is slow. Large models are made of what their smaller siblings are made of.
+        if dtype == DType::F64 && (golden.params > 30_000_000 || golden.macs > 2_000_000_000) {
+            continue;
+        }
         let failures = Case::new(&golden, dtype)?.failures(&tolerance(&golden.model))?;
         if !failures.is_empty() {
             let shown = &failures[..failures.len().min(8)];

@@ -2,10 +2,10 @@
 //!
 //! # Adding a model
 //!
-//! To add a *variant* of a family that is here, add a row to the table at the top of its file. A new *family*,
-//! say `vgg`, takes three steps:
+//! To add a *variant* of a family that is here, add a row to the table at the top of its file and an entry to its
+//! facts. A new *family*, say `vgg`, is two files; the build finds them by their names:
 //!
-//! 1. **A file** `models/vgg.rs` here. Its header cites the paper and the table that it implements, and lists
+//! 1. **The layers**, `models/vgg.rs` here. Its header cites the paper and the table that it implements, and lists
 //!    what differs. It has the paper's table as a constant, `specs()`, which makes a [`Spec`] of each row, and a
 //!    function that builds a row's layers from a [`Config`] and a `VarBuilder`:
 //!
@@ -30,20 +30,16 @@
 //!    [`Network`], which maps images (n, h, w, c) to logits (n, 1, 1, classes). Batch-norm, a residual and an
 //!    activation are one operation: `norm.forward_residual(&xs, &residual, Relu, train)`. If images can be too
 //!    small, `build` says so in a line.
-//! 2. **A line** `family!(vgg)` in the table of `registry.rs`, and `mod vgg` below.
-//! 3. **A facts file** `models/vgg.toml` at the root of the repository, with an entry for each variant; what it
+//! 2. **The facts**, `models/vgg.toml` at the root of the repository, with an entry for each variant; what it
 //!    says is in [`crate::facts`]. `zoo summary` counts parameters and multiply-adds; compare them with the
 //!    paper's or the reference's before writing them down.
 //!
-//! The tests then ask for golden values: add the model to `scripts/golden/models.py` and run it. They compare
-//! keys, shapes, counts, logits, running statistics and gradients with PyTorch's, see that every parameter gets
-//! a gradient, and check the facts.
+//! To have it compared with PyTorch (keys, shapes, counts, logits, running statistics and gradients), give its
+//! family a file in `scripts/golden/families` and run `scripts/golden/models.py vgg`. Every model of this
+//! repository is. The other tests (every parameter gets a gradient, the facts are those of the code) need nothing.
 //!
 //! [`Spec`]: crate::Spec
 //! [`Config`]: crate::Config
 //! [`Network`]: crate::Network
 
-pub(crate) mod cifar_resnet;
-pub(crate) mod lenet;
-pub(crate) mod mlp;
-pub(crate) mod resnet;
+include!(concat!(env!("OUT_DIR"), "/modules.rs"));
