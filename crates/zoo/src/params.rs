@@ -1,6 +1,6 @@
 //! The variables of a model: seeded initial values, a fixed order, and checked loading.
 
-use crate::weights::{StateDict, check};
+use crate::weights::{StateDict, check_except};
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use candle_nn::init::NormalOrUniform;
 use candle_nn::var_builder::SimpleBackend;
@@ -61,10 +61,19 @@ impl Params {
     /// Copies the tensors of a state dict into the variables, in their dtype and on their device.
     ///
     /// # Errors
-    /// If names or shapes differ in any way (PyTorch's `num_batches_tracked` is let through); nothing is
-    /// changed then, and the message names what is missing, unexpected or of another shape.
+    /// If names or shapes differ in any way (PyTorch's `num_batches_tracked` is let through, and auxiliary heads
+    /// keep their values where the file has none); nothing is changed then, and the message names what is missing, unexpected or of another shape.
     pub fn load(&self, state: &StateDict) -> Result<()> {
-        let report = check(&self.shapes(), state);
+        self.load_except(state, &[])
+    }
+
+    /// As [`Params::load`], but the variables in `fresh` may be missing and keep their values then: those of
+    /// a new head, after [`crate::weights::adapt`].
+    ///
+    /// # Errors
+    /// As [`Params::load`].
+    pub fn load_except(&self, state: &StateDict, fresh: &[String]) -> Result<()> {
+        let report = check_except(&self.shapes(), state, fresh);
         if !report.is_match() {
             bail!("the weights do not fit the model: {report}");
         }

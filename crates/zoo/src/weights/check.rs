@@ -1,7 +1,7 @@
 //! Comparing a state dict with what a model expects.
 
 use super::error::one_line;
-use super::{StateDict, is_batch_counter};
+use super::{StateDict, is_auxiliary, is_batch_counter};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -17,6 +17,9 @@ pub struct Report {
     pub unexpected: Vec<String>,
     /// Tensors of another shape than expected, in the order of the model.
     pub mismatched: Vec<Mismatch>,
+    /// Tensors of auxiliary heads that only one side has. Weights are published with and without them, and
+    /// nothing but training uses them, so they are no difference.
+    pub auxiliary: Vec<String>,
 }
 
 /// A tensor whose shape is not the expected one.
@@ -31,7 +34,7 @@ pub struct Mismatch {
 }
 
 /// Compares names and shapes. BatchNorm's `num_batches_tracked` is tolerated on both sides: no computation
-/// here uses it.
+/// here uses it. Auxiliary heads may be on one side only, all of them or none.
 pub fn check(expected: &[(String, Vec<usize>)], found: &StateDict) -> Report {
     let mut report = Report::default();
     let mut unexpected: BTreeMap<&str, _> =
@@ -50,6 +53,14 @@ pub fn check(expected: &[(String, Vec<usize>)], found: &StateDict) -> Report {
         }
     }
     report.unexpected = unexpected.into_keys().map(str::to_string).collect();
+    let expects_auxiliary = expected.iter().any(|(name, _)| is_auxiliary(name));
+    let finds_auxiliary = found.tensors.keys().any(|name| is_auxiliary(name));
+    if expects_auxiliary != finds_auxiliary {
+        let Report { missing, unexpected, auxiliary, .. } = &mut report;
+        for names in [missing, unexpected] {
+            auxiliary.extend(names.extract_if(.., |name| is_auxiliary(name)));
+        }
+    }
     report
 }
 

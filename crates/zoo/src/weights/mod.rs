@@ -19,6 +19,7 @@
 //! # }
 //! ```
 
+mod adapt;
 mod atomic;
 mod check;
 mod element;
@@ -28,6 +29,8 @@ mod safetensors;
 mod torch;
 
 pub use self::safetensors::write_safetensors;
+pub(crate) use adapt::check_except;
+pub use adapt::{Adapted, adapt};
 pub use atomic::replace_file;
 pub use check::{Mismatch, Report, check};
 pub use error::{Error, Reason, Result};
@@ -96,6 +99,12 @@ impl StateDict {
 /// Whether this is BatchNorm's count of batches, which PyTorch saves and only `momentum=None` uses.
 fn is_batch_counter(name: &str) -> bool {
     name == "num_batches_tracked" || name.ends_with(".num_batches_tracked")
+}
+
+/// Whether this is a tensor of an auxiliary head, which training alone uses: `aux1`, `aux2` in GoogLeNet,
+/// `AuxLogits` in Inception v3. Published weights come with and without them.
+fn is_auxiliary(name: &str) -> bool {
+    name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("aux"))
 }
 
 /// Reads the weights in the file at `path`, whatever its name ends in: safetensors, or either format of
