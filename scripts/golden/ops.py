@@ -152,12 +152,20 @@ def activations():
         ("gelu", F.gelu, {"approximate": "none"}),
         ("silu", F.silu, {}),
         ("hardswish", F.hardswish, {}),
+        ("hardsigmoid", F.hardsigmoid, {}),
     ):
         # Eight times u reaches both sides of every piece.
         document = run(f"activation.{name}", name, function, {"input": (2, 3, 4, 3)}, params, scale=8.0)
         xs = 8.0 * formula.tensor(f"activation.{name}.input", (2, 3, 4, 3))
         assert all((xs - kink).abs().min() > 1e-3 for kink in (-3, 0, 3, 6)), f"{name}: an input close to a kink"
         yield document
+
+
+def gate():
+    """Squeeze-and-excitation's product with a factor for each image and channel."""
+    for name, xs in (("plain", MAP), ("one_pixel", (3, 4, 1, 1))):
+        shapes = {"input": xs, "gate": (*xs[:2], 1, 1)}
+        yield run(f"gate.{name}", "gate", lambda input, gate: input * gate, shapes, {})
 
 
 def losses():
@@ -223,6 +231,7 @@ def main():
         adaptive_avg_pool2d,
         local_response_norm,
         activations,
+        gate,
         losses,
         channels,
     )

@@ -8,13 +8,14 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use zoo_ops::{Activation, BatchNorm, Conv2dConfig, FeatureMap, LocalResponseNorm, Targets, Window2d};
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     include_str!("golden/activations.json"),
     include_str!("golden/adaptive_avg_pool2d.json"),
     include_str!("golden/avg_pool2d.json"),
     include_str!("golden/batch_norm.json"),
     include_str!("golden/channels.json"),
     include_str!("golden/conv2d.json"),
+    include_str!("golden/gate.json"),
     include_str!("golden/local_response_norm.json"),
     include_str!("golden/losses.json"),
     include_str!("golden/max_pool2d.json"),
@@ -140,6 +141,7 @@ fn apply(op: &str, params: &Params<'_>, t: &Inputs) -> Result<Tensor> {
             };
             zoo_ops::local_response_norm(&xs, &norm)
         }
+        "gate" => zoo_ops::gate(&xs, &FeatureMap::from_nchw(&t["gate"])?),
         "channel_shuffle" => zoo_ops::channel_shuffle(&xs, params.count("groups")),
         "flatten" => {
             let (n, _, _, _) = xs.dims();
@@ -156,6 +158,7 @@ fn apply(op: &str, params: &Params<'_>, t: &Inputs) -> Result<Tensor> {
         "tanh" => activate(Activation::Tanh),
         "gelu" => activate(Activation::Gelu),
         "silu" => activate(Activation::Silu),
+        "hardsigmoid" => activate(Activation::HardSigmoid),
         "hardswish" => activate(Activation::HardSwish),
         other => bail!("no operator for {other}"),
     };

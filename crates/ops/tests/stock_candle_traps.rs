@@ -81,6 +81,10 @@ fn relu_has_gradient_zero_at_zero() -> Result<()> {
         assert_eq!(gradient(&xs, |xs| zoo_ops::activation(xs, Activation::Relu))?, [0.0, 0.0, 1.0]);
         let xs = Var::new(&[[[[0f32, 6.0, 2.0]]]], &Device::Cpu)?;
         assert_eq!(gradient(&xs, |xs| zoo_ops::activation(xs, Activation::Relu6))?, [0.0, 0.0, 1.0]);
+        let xs = Var::new(&[[[[-3f32, 3.0, 2.0]]]], &Device::Cpu)?;
+        let found = gradient(&xs, |xs| zoo_ops::activation(xs, Activation::HardSigmoid))?;
+        assert_eq!(found[..2], [0.0, 0.0]);
+        assert!((found[2] - 1.0 / 6.0).abs() < 1e-7);
         Ok(())
     })
 }

@@ -61,6 +61,12 @@ function!(
     |x| x * Relu6.value(x + 3.0) / 6.0,
     if x > -3.0 { if x < 3.0 { (2.0 * x + 3.0) / 6.0 } else { 1.0 } } else { 0.0 }
 );
+function!(
+    HardSigmoid,
+    false,
+    |x| Relu6.value(x + 3.0) / 6.0,
+    if x > -3.0 && x < 3.0 { 1.0 / 6.0 } else { 0.0 }
+);
 
 #[derive(Clone, Copy)]
 pub(crate) struct LeakyRelu(pub(crate) f32);
@@ -100,6 +106,7 @@ macro_rules! by_activation {
             Activation::Tanh => $f $(::<$t, _>)? (functions::Tanh, $($arg),*),
             Activation::Gelu => $f $(::<$t, _>)? (functions::Gelu, $($arg),*),
             Activation::Silu => $f $(::<$t, _>)? (functions::Silu, $($arg),*),
+            Activation::HardSigmoid => $f $(::<$t, _>)? (functions::HardSigmoid, $($arg),*),
             Activation::HardSwish => $f $(::<$t, _>)? (functions::HardSwish, $($arg),*),
         }
     }};

@@ -29,6 +29,8 @@ pub enum Activation {
     Silu,
     /// x · relu6(x + 3) / 6
     HardSwish,
+    /// relu6(x + 3) / 6, with gradient 0 at -3 and 3.
+    HardSigmoid,
 }
 
 impl Activation {
@@ -44,6 +46,7 @@ impl Activation {
             Self::Gelu => "gelu",
             Self::Silu => "silu",
             Self::HardSwish => "hard_swish",
+            Self::HardSigmoid => "hard_sigmoid",
         }
     }
 }

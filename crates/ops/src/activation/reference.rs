@@ -26,6 +26,7 @@ pub(super) fn activation(xs: &Tensor, activation: Activation) -> Result<Tensor> 
             (&xs * phi)?
         }
         Activation::Silu => (&xs * sigmoid(&xs)?)?,
+        Activation::HardSigmoid => relu6(&xs.affine(1.0, 3.0)?)?.affine(1.0 / 6.0, 0.0)?,
         Activation::HardSwish => (&xs * relu6(&xs.affine(1.0, 3.0)?)?.affine(1.0 / 6.0, 0.0)?)?,
     };
     ys.to_dtype(dtype)
