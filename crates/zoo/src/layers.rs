@@ -173,6 +173,16 @@ impl Linear {
         Ok(Self { name: vb.prefix(), weight, bias })
     }
 
+    /// The weight drawn by `init`, the bias 0.
+    ///
+    /// # Errors
+    /// If `vb` lacks the parameters or has them in other shapes.
+    pub fn with_zero_bias(c_in: usize, c_out: usize, init: Init, vb: VarBuilder<'_>) -> Result<Self> {
+        let weight = vb.get_with_hints((c_out, c_in), "weight", init)?;
+        let bias = vb.get_with_hints(c_out, "bias", Init::Const(0.0))?;
+        Ok(Self { name: vb.prefix(), weight, bias })
+    }
+
     /// (n, 1, 1, c_in) to (n, 1, 1, c_out).
     ///
     /// # Errors
