@@ -6,7 +6,7 @@ use crate::printer::Printer;
 use crate::summary::{Shape, describe, dims};
 use crate::table::Table;
 use anyhow::Result;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     let (device, dtype) = (common.device()?, common.dtype()?);
     let config = args.shape.config(spec, Noise::new(common.seed()));
     if args.explain {
-        printer.result(&Choices::new(args, &config)?, Choices::text)?;
+        printer.result(&Choices::new(args, &config, dtype)?, Choices::text)?;
         return Ok(ExitCode::SUCCESS);
     }
     let (h, w) = config.image_size;
@@ -130,12 +130,12 @@ struct Choice {
     window: String,
     /// Multiply-adds of a direct sum, per image.
     macs: u64,
-    algorithm: &'static str,
+    algorithm: String,
 }
 
 impl Choices {
-    fn new(args: &Args, config: &Config) -> Result<Self> {
-        let summary = zoo::Summary::of_batch(&args.model, config, args.batch_size)?;
+    fn new(args: &Args, config: &Config, dtype: DType) -> Result<Self> {
+        let summary = zoo::Summary::of_batch(&args.model, config, args.batch_size, dtype)?;
         let choice = |row: Row| {
             let window = row.window.map(|window| describe(&window, row.groups)).unwrap_or_default();
             let Row { name, output, macs, algorithm, .. } = row;
@@ -153,10 +153,10 @@ impl Choices {
         let mut table = Table::new(&["layer", "window", ">output", ">MACs", "algorithm"]).shrinking(0);
         for layer in &self.layers {
             let (name, window) = (layer.name.clone(), layer.window.clone());
-            table.row([name, window, dims(layer.output), thousands(layer.macs), layer.algorithm.into()]);
+            table.row([name, window, dims(layer.output), thousands(layer.macs), layer.algorithm.clone()]);
         }
         format!(
-            "{}, {} at a time, on {}; forward, input gradient and weight gradient go the same way\n\n{table}",
+            "{}, {} at a time, on {}; forward and gradients go the same way unless said\n\n{table}",
             self.model,
             count(self.batch_size, "image"),
             self.instruction_set

@@ -14,7 +14,7 @@ use criterion::{
 };
 use std::time::Duration;
 use zoo_ops::{Activation, BatchNorm, Conv2dConfig, FeatureMap, Window2d, activation, backward, batch_norm};
-use zoo_ops::{conv2d, max_pool2d, no_grad};
+use zoo_ops::{conv2d, gate, global_avg_pool2d, max_pool2d, no_grad};
 
 /// (name, batch, input channels, input side, output channels, kernel, stride, groups)
 type Layer = (&'static str, usize, usize, usize, usize, usize, usize, usize);
@@ -35,7 +35,11 @@ const LAYERS: &[Layer] = &[
     ("gemm/lenet5 second",               128,    6,  14,   16, 5, 1, 1),
     ("pointwise/resnet50 layer1",          8,   64,  56,  256, 1, 1, 1),
     ("pointwise/resnet50 layer4",          8, 2048,   7,  512, 1, 1, 1),
+    ("groups/resnext50 layer1",            8,  128,  56,  128, 3, 1, 32),
     ("groups/resnext50 layer2",            8,  256,  28,  256, 3, 1, 32),
+    ("groups/resnext50 layer2, strided",   8,  256,  56,  256, 3, 2, 32),
+    ("groups/resnext50 layer3",            8,  512,  14,  512, 3, 1, 32),
+    ("groups/shufflenet_v1 pointwise",     8,  240,  28,   60, 1, 1, 3),
     ("depthwise/mobilenet_v2 at 112",      8,   96, 112,   96, 3, 2, 96),
     ("depthwise/mobilenet_v2 at 14",       8,  576,  14,  576, 3, 1, 576),
 ];
@@ -44,11 +48,12 @@ fn random(shape: &[usize]) -> Result<Tensor> {
     Tensor::randn(0f32, 1.0, shape, &Device::Cpu)
 }
 
-/// A map as [`FeatureMap::from_nchw`] makes it, differentiable.
-fn map(shape: [usize; 4]) -> Result<(Var, FeatureMap)> {
-    let images = Var::from_tensor(&random(&shape)?)?;
-    let map = FeatureMap::from_nchw(images.as_tensor())?;
-    Ok((images, map))
+/// A differentiable map with the elements of `xs`. It does not come from images, whose gradient would be turned to
+/// NCHW, but from a gate with an element for each image and channel.
+fn differentiable(xs: &FeatureMap) -> Result<(Var, FeatureMap)> {
+    let ones = Var::ones((xs.dims().0, xs.dims().3), DType::F32, &Device::Cpu)?;
+    let map = gate(xs, &FeatureMap::from_nchw(ones.as_tensor())?)?;
+    Ok((ones, map))
 }
 
 /// Measures `f` without gradients, and with those of what it depends on.
@@ -59,20 +64,20 @@ fn measure(
     work: u64,
     f: impl Fn(&FeatureMap) -> Result<FeatureMap>,
 ) -> Result<()> {
-    let (_, constant) = map(shape)?;
+    let constant = FeatureMap::from_nchw(&random(&shape)?)?;
     group.throughput(Throughput::Elements(work));
     group.bench_function(format!("{name}, forward"), |bencher| {
-        bencher.iter(|| no_grad(|| f(&constant).and_then(|ys| ys.to_nchw())).map(drop));
+        bencher.iter(|| no_grad(|| global_avg_pool2d(&f(&constant)?)?.to_logits()).map(drop));
     });
     group.throughput(Throughput::Elements(3 * work));
     group.bench_function(format!("{name}, with gradients"), |bencher| {
-        // A second backward through one map is refused, so each starts from the images.
+        // A second backward through one map is refused, so each has its own.
         bencher.iter_batched(
-            || map(shape),
+            || differentiable(&constant),
             |map| {
-                let (images, map) = map?;
-                let gradients = backward(&f(&map)?.to_nchw()?.sum_all()?)?;
-                Ok::<_, candle_core::Error>((images, gradients))
+                let (ones, map) = map?;
+                let gradients = backward(&global_avg_pool2d(&f(&map)?)?.to_logits()?.sum_all()?)?;
+                Ok::<_, candle_core::Error>((ones, gradients))
             },
             criterion::BatchSize::PerIteration,
         );

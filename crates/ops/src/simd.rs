@@ -50,6 +50,19 @@ pub(crate) trait Vector: Copy {
         let _ = at;
     }
 
+    /// Which element of a group [`Vector::spread`] takes.
+    type Choice: Copy;
+
+    /// Element `index` of groups of `group` lanes.
+    fn choice(group: usize, index: usize) -> Self::Choice;
+
+    /// The chosen element of each group of `G` neighbours, in all lanes of the group: register `j` of those that
+    /// cover a row of groups from `at` on. `G` is 1, 2, 4 or 8.
+    ///
+    /// # Safety
+    /// All floats up to the register's last, and those of a group, can be read from `at` on.
+    unsafe fn spread<const G: usize>(at: *const f32, j: usize, choice: Self::Choice) -> Self;
+
     /// # Safety
     /// `LANES` floats can be read at `at`.
     unsafe fn load(at: *const f32) -> Self;
@@ -88,6 +101,19 @@ impl Vector for Portable {
         self
     }
 
+    type Choice = usize;
+
+    #[inline(always)]
+    fn choice(_: usize, index: usize) -> usize {
+        index
+    }
+
+    #[inline(always)]
+    unsafe fn spread<const G: usize>(at: *const f32, j: usize, choice: usize) -> Self {
+        // SAFETY: the caller's promise.
+        Self(std::array::from_fn(|lane| unsafe { *at.add((j * 4 + lane) / G * G + choice) }))
+    }
+
     #[inline(always)]
     unsafe fn load(at: *const f32) -> Self {
         // SAFETY: the caller's promise.
@@ -103,7 +129,7 @@ impl Vector for Portable {
 
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
-    ($(#[$meta:meta])* $name:ident($register:ty), $lanes:literal, $set1:ident, $fma:ident, $add:ident, $load:ident, $store:ident) => {
+    ($(#[$meta:meta])* $name:ident($register:ty), $lanes:literal, $set1:ident, $fma:ident, $add:ident, $load:ident, $store:ident, $spread:ident) => {
         $(#[$meta])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name($register);
@@ -136,6 +162,27 @@ macro_rules! x86_vector {
                 unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
             }
 
+            type Choice = [i32; $lanes];
+
+            #[inline(always)]
+            fn choice(group: usize, index: usize) -> Self::Choice {
+                std::array::from_fn(|lane| (lane / group * group + index) as i32)
+            }
+
+            #[inline(always)]
+            unsafe fn spread<const G: usize>(at: *const f32, j: usize, choice: Self::Choice) -> Self {
+                // SAFETY: as above, and the caller's promise.
+                unsafe {
+                    let register = at.add(j * $lanes);
+                    match G {
+                        1 => Self($load(register)),
+                        // A group that is a register is a load of one float.
+                        $lanes => Self($set1(*register.add(choice[0] as usize))),
+                        _ => Self($spread($load(register), choice)),
+                    }
+                }
+            }
+
             #[inline(always)]
             unsafe fn load(at: *const f32) -> Self {
                 // SAFETY: as above, and the caller's promise.
@@ -158,12 +205,38 @@ mod x86 {
 
     x86_vector!(
         /// AVX2 with FMA.
-        Avx2(__m256), 8, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_loadu_ps, _mm256_storeu_ps
+        Avx2(__m256), 8, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_loadu_ps, _mm256_storeu_ps, spread_avx2
     );
     x86_vector!(
         /// AVX-512 F.
-        Avx512(__m512), 16, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_loadu_ps, _mm512_storeu_ps
+        Avx512(__m512), 16, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_loadu_ps, _mm512_storeu_ps, spread_avx512
     );
+
+    /// Lane `i` of the result is lane `choice[i]`, for groups of at most four: those do not leave their half.
+    ///
+    /// # Safety
+    /// The machine has AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    #[expect(unsafe_code, reason = "processor instructions")]
+    unsafe fn spread_avx2(xs: __m256, choice: [i32; 8]) -> __m256 {
+        // SAFETY: the array has the register's size.
+        let choice = unsafe { _mm256_loadu_si256(choice.as_ptr().cast()) };
+        _mm256_permutevar_ps(xs, choice)
+    }
+
+    /// Lane `i` of the result is lane `choice[i]`.
+    ///
+    /// # Safety
+    /// The machine has AVX-512 F.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    #[expect(unsafe_code, reason = "processor instructions")]
+    unsafe fn spread_avx512(xs: __m512, choice: [i32; 16]) -> __m512 {
+        // SAFETY: the array has the register's size.
+        let choice = unsafe { _mm512_loadu_si512(choice.as_ptr().cast()) };
+        _mm512_permutexvar_ps(choice, xs)
+    }
 }
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};

@@ -173,14 +173,13 @@ impl Model {
         &self.config
     }
 
-    /// What each layer does to a batch of images of the configured size, without computing anything.
+    /// What each layer does to a batch of images of the configured size in `dtype`, without computing anything.
     ///
     /// # Errors
     /// If an image of that size does not fit the network.
-    pub fn trace(&self, batch_size: usize) -> Result<Vec<Row>> {
+    pub fn trace(&self, batch_size: usize, dtype: DType) -> Result<Vec<Row>> {
         let (h, w) = self.config.image_size;
-        let (xs, trace) =
-            FeatureMap::traced((batch_size, h, w, self.config.in_chans), DType::F32, &Device::Cpu);
+        let (xs, trace) = FeatureMap::traced((batch_size, h, w, self.config.in_chans), dtype, &Device::Cpu);
         self.network.forward(&xs, false)?;
         Ok(trace.rows())
     }

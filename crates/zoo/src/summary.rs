@@ -24,17 +24,17 @@ impl Summary {
     /// # Errors
     /// If there is no such model, or it cannot be built for such images.
     pub fn new(name: &str, config: &Config) -> Result<Self> {
-        Self::of_batch(name, config, 1)
+        Self::of_batch(name, config, 1, DType::F32)
     }
 
-    /// The same for a batch of images, on which the algorithms of the layers depend.
+    /// The same for a batch of images in `dtype`, on which the algorithms of the layers depend.
     ///
     /// # Errors
     /// As [`Summary::new`].
-    pub fn of_batch(name: &str, config: &Config, batch_size: usize) -> Result<Self> {
+    pub fn of_batch(name: &str, config: &Config, batch_size: usize, dtype: DType) -> Result<Self> {
         let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
         let model = Model::new(name, config.clone(), vb)?;
-        Ok(Self::of_layers(&model, model.trace(batch_size)?))
+        Ok(Self::of_layers(&model, model.trace(batch_size, dtype)?))
     }
 
     /// Of a model that is there.
@@ -42,7 +42,7 @@ impl Summary {
     /// # Errors
     /// If an image of the configured size does not fit the network.
     pub fn of(model: &Model) -> Result<Self> {
-        Ok(Self::of_layers(model, model.trace(1)?))
+        Ok(Self::of_layers(model, model.trace(1, DType::F32)?))
     }
 
     fn of_layers(model: &Model, layers: Vec<Row>) -> Self {

@@ -138,7 +138,7 @@ impl<'a> Case<'a> {
         let mut keys = golden.keys.clone();
         keys.sort();
         assert_eq!(self.params.shapes(), keys, "{}: keys and shapes", golden.model);
-        let rows = self.model.trace(1)?;
+        let rows = self.model.trace(1, DType::F32)?;
         let (params, macs) =
             rows.iter().fold((0, 0), |(params, macs), row| (params + row.params, macs + row.macs));
         assert_eq!((params, macs), (golden.params, golden.macs), "{}: parameters, MACs", golden.model);

@@ -154,7 +154,7 @@ fn apply(
                 groups: geometry.groups,
                 params: weight.elem_count() + bias.map_or(0, Tensor::elem_count),
                 macs: geometry.macs_per_image(),
-                algorithm: Some(cpu::algorithm(&geometry).name()),
+                algorithm: Some(cpu::describe(&geometry, t.dtype)),
             };
             Ok(FeatureMap::traced_step(t, (geometry.n, h, w, geometry.c_out), step))
         }

@@ -1,8 +1,8 @@
 //! The CPU path: which kernel serves which convolution, and the link to candle's autograd.
 
-mod depthwise;
 mod gemm;
 mod product;
+mod spread;
 mod winograd;
 
 use super::Geometry;
@@ -17,9 +17,9 @@ use candle_core::{DType, Result, Tensor, TensorId};
 
 /// The algorithms, best first; the last takes everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Algorithm {
-    /// One input and one output channel in each group.
-    Depthwise,
+enum Algorithm {
+    /// As many output as input channels in each group, and few: one in depthwise convolutions.
+    Narrow,
     /// 3×3 of stride 1 with many channels, by minimal filtering.
     Winograd,
     /// Matrix products over gathered pixels.
@@ -27,18 +27,18 @@ pub(super) enum Algorithm {
 }
 
 impl Algorithm {
-    pub(super) fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
-            Self::Depthwise => "depthwise",
+            Self::Narrow => "narrow groups",
             Self::Winograd => "winograd f4x4",
             Self::Gemm => "implicit gemm",
         }
     }
 }
 
-pub(super) fn algorithm(g: &Geometry) -> Algorithm {
-    if g.groups > 1 && g.group_channels() == (1, 1) {
-        Algorithm::Depthwise
+fn algorithm(g: &Geometry) -> Algorithm {
+    if gemm::is_narrow(g) {
+        Algorithm::Narrow
     } else if !strict_f32() && winograd::serves(g) {
         Algorithm::Winograd
     } else {
@@ -46,9 +46,15 @@ pub(super) fn algorithm(g: &Geometry) -> Algorithm {
     }
 }
 
+/// What serves a convolution of maps in `dtype`, in words.
+pub(super) fn describe(g: &Geometry, dtype: DType) -> String {
+    let name = algorithm(g).name();
+    if gemm::on_tiles(g, dtype) { format!("bf16 on amx; weight gradient {name}") } else { name.into() }
+}
+
 /// For forward and input gradient: on AMX a product in bf16 is quicker than minimal filtering in f32.
 fn correlation<T: Element>(g: &Geometry) -> Algorithm {
-    if gemm::on_tiles::<T>(g) { Algorithm::Gemm } else { algorithm(g) }
+    if gemm::on_tiles(g, T::DTYPE) { Algorithm::Gemm } else { algorithm(g) }
 }
 
 /// What is done to elements of a result while they are in cache: called with the place of the first and the
@@ -78,9 +84,8 @@ pub(super) fn conv2d(xs: &Slot, weight: &Tensor, bias: Option<&Tensor>, g: Geome
 
 fn forward<T: Element>(g: &Geometry, xs: &[T], weight: Weight<'_>, finish: Finish<'_, T>) -> Vec<T> {
     match correlation::<T>(g) {
-        Algorithm::Depthwise => depthwise::forward(g, xs, weight, finish),
         Algorithm::Winograd => winograd::forward(g, xs, weight, finish),
-        Algorithm::Gemm => gemm::forward(g, xs, weight, finish),
+        Algorithm::Narrow | Algorithm::Gemm => gemm::forward(g, xs, weight, finish),
     }
 }
 
@@ -168,14 +173,12 @@ impl Kernel for Conv2d {
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
         let (g, dy, weight): (_, &[T], _) = (&self.0, call.gradient, call.params[0]);
         let dx = call.of_map[0].then(|| match correlation::<T>(g) {
-            Algorithm::Depthwise => depthwise::input_gradient(g, dy, weight),
             Algorithm::Winograd => winograd::input_gradient(g, dy, weight),
-            Algorithm::Gemm => gemm::input_gradient(g, dy, weight),
+            Algorithm::Narrow | Algorithm::Gemm => gemm::input_gradient(g, dy, weight),
         });
         let dw = call.of_param[0].then(|| match algorithm(g) {
-            Algorithm::Depthwise => depthwise::weight_gradient(g, call.maps[0], dy),
             Algorithm::Winograd => winograd::weight_gradient(g, call.maps[0], dy),
-            Algorithm::Gemm => gemm::weight_gradient(g, call.maps[0], dy),
+            Algorithm::Narrow | Algorithm::Gemm => gemm::weight_gradient(g, call.maps[0], dy),
         });
         let db = call.of_param.get(1).map(|wanted| wanted.then(|| column_sums::<T>(dy, g.c_out)));
         (vec![dx], std::iter::once(dw).chain(db).collect())

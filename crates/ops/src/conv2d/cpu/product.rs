@@ -225,7 +225,7 @@ unsafe fn compute<V: Vector, const M: usize>(tile: &Tile<'_>) {
 /// As many floats as `columns` can be read and written at `out`.
 #[inline(always)]
 #[expect(unsafe_code, reason = "pointers")]
-unsafe fn write<V: Vector>(sums: &[V; 2], out: *mut f32, columns: usize, accumulate: bool) {
+pub(super) unsafe fn write<V: Vector>(sums: &[V; 2], out: *mut f32, columns: usize, accumulate: bool) {
     // SAFETY: the caller's promise.
     unsafe {
         if columns == 2 * V::LANES {

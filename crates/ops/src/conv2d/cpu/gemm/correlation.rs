@@ -2,10 +2,11 @@
 
 use super::super::Finish;
 use super::super::product::{Left, Out, Right, multiply, panel_width};
-use super::TASKS;
+use super::super::{Geometry, spread};
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
+use super::{TASKS, narrow, on_tiles};
 use crate::element::{Element, store};
 use crate::parallel::{map, with_scratch};
 use crate::pool::{Lent, lend, take};
@@ -18,6 +19,11 @@ use std::sync::Arc;
 const BLOCK_PIXELS: (usize, usize) = (48, 256);
 const BLOCK_ELEMENTS: usize = 64 * 1024;
 
+/// Output pixels of a block of maps of so many channels.
+pub(super) fn block_pixels(channels: usize) -> usize {
+    (BLOCK_ELEMENTS / channels).clamp(BLOCK_PIXELS.0, BLOCK_PIXELS.1)
+}
+
 /// Multiply-adds of a task, at least: handing one to another thread takes some microseconds.
 const TASK_MACS: usize = 250_000;
 
@@ -26,7 +32,7 @@ pub(super) struct Pass {
     pub(super) y: Axis,
     pub(super) x: Axis,
     /// [group][panel][tap × source channel][panel width], where what lies beyond the last channel is arbitrary; or
-    /// as `tiles.rs` packs them.
+    /// as `narrow.rs` or `tiles.rs` packs them.
     pub(super) weights: Arc<Lent<f32>>,
 }
 
@@ -34,6 +40,29 @@ impl Pass {
     /// Taps that a position sees.
     pub(super) fn taps(&self) -> usize {
         self.y.taps.len() * self.x.taps.len()
+    }
+}
+
+/// How the products of a correlation are computed, which decides how weights are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Products {
+    /// Group by group (`product.rs`).
+    Groups,
+    /// Several narrow groups at a time (`spread.rs`).
+    Narrow,
+    /// On AMX, which takes maps in bf16 and one group (`tiles.rs`).
+    Tiles,
+}
+
+impl Products {
+    pub(super) fn of<T: Element>(g: &Geometry) -> Self {
+        if narrow::serves(g) {
+            Self::Narrow
+        } else if on_tiles(g, T::DTYPE) {
+            Self::Tiles
+        } else {
+            Self::Groups
+        }
     }
 }
 
@@ -47,8 +76,7 @@ pub(super) struct Correlation {
     pub(super) groups: usize,
     pub(super) reach: (Reach, Reach),
     pub(super) passes: Vec<Pass>,
-    /// Whether weights are packed for AMX, which takes maps in bf16 and one group.
-    pub(super) tiles: bool,
+    pub(super) products: Products,
 }
 
 impl Correlation {
@@ -65,13 +93,13 @@ impl Correlation {
         let columns = self.passes.first().map_or(0, |pass| pass.x.count);
         let macs_per_position: usize =
             self.passes.iter().map(Pass::taps).sum::<usize>() * (self.source_channels / self.groups) * c;
-        let pixels = match self.tiles {
+        let pixels = match self.products {
             #[cfg(target_arch = "x86_64")]
-            true => {
+            Products::Tiles => {
                 let taps = self.passes.iter().map(Pass::taps).max().unwrap_or(0);
                 tiles::block_pixels(taps * self.source_channels)
             }
-            _ => (BLOCK_ELEMENTS / self.source_channels).clamp(BLOCK_PIXELS.0, BLOCK_PIXELS.1),
+            _ => block_pixels(self.source_channels),
         };
         let positions = pixels.max(TASK_MACS / macs_per_position.max(1));
         let blocks = blocks(self.n, h.div_ceil(step), columns, positions);
@@ -130,14 +158,18 @@ impl Correlation {
         channels: usize,
     ) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(xs) = T::as_bf16(xs).filter(|_| self.tiles) {
+        if let Some(xs) = T::as_bf16(xs).filter(|_| self.products == Products::Tiles) {
             return self.block_on_tiles(xs, block, panels, out, channels);
         }
         let (c, (h, w), (reach_y, reach_x)) = (self.source_channels, self.source, self.reach);
         let columns = self.passes.iter().map(|pass| pass.x.count).max().unwrap_or(0);
         let rows = self.passes.iter().map(|pass| pass.y.count).max().unwrap_or(0);
         // What lies inside is read where it is.
-        let direct = T::as_f32(xs).is_some() && reach_y.inside(rows, h) && reach_x.inside(columns, w);
+        let inside = reach_y.inside(rows, h) && reach_x.inside(columns, w);
+        let narrow = self.products == Products::Narrow;
+        // Narrow groups are read over a whole panel's width, which must not end beyond the map.
+        let direct = T::as_f32(xs).is_some() && inside && (!narrow || c.is_multiple_of(panel_width()));
+        let margin = if narrow && !direct { panel_width() } else { 0 };
         let patch = Patch {
             corner: ((block.rows.start * reach_y.stride) as isize + reach_y.first, reach_x.first),
             rows: reach_y.span(block.rows.len()),
@@ -149,9 +181,11 @@ impl Correlation {
         let positions = block.images.len() * block.rows.len() * columns;
         let in_place = T::as_f32_mut(out).is_some() && self.passes.len() == 1;
         let of_group = self.of_group();
-        let result_len = if in_place { 0 } else { positions * of_group.1 };
-        with_scratch(block.images.len() * copy_len + result_len, |scratch| {
-            let (copies, result) = scratch.split_at_mut(block.images.len() * copy_len);
+        let result_len =
+            if in_place { 0 } else { positions * of_group.1.max(if narrow { panel_width() } else { 0 }) };
+        let copies_len = block.images.len() * copy_len + margin;
+        with_scratch(copies_len + result_len, |scratch| {
+            let (copies, result) = scratch.split_at_mut(copies_len);
             let (source, image_step, base) = match T::as_f32(xs) {
                 Some(xs) if direct => {
                     let corner = patch.corner.0 as usize * w + patch.corner.1 as usize;
@@ -176,7 +210,12 @@ impl Correlation {
                 }
                 let (runs, run) = self.runs(pass, row_step);
                 let place = Place { pass, rows, images: block.images.len(), channels };
-                self.multiply(source, &mut starts, (&runs, run), panels.clone(), &place, result, out);
+                let left = Left { data: source, starts: &starts, runs: &runs, run, step: 1 };
+                if narrow {
+                    self.multiply_narrow(left, &place, result, out);
+                } else {
+                    self.multiply(left, panels.clone(), &place, result, out);
+                }
             }
         });
     }
@@ -197,12 +236,9 @@ impl Correlation {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one product of a block, with all that it is made of")]
     fn multiply<T: Element>(
         &self,
-        source: &[f32],
-        starts: &mut [usize],
-        (runs, run): (&[usize], usize),
+        mut left: Left<'_>,
         panels: Range<usize>,
         place: &Place<'_>,
         result: &mut [f32],
@@ -211,14 +247,15 @@ impl Correlation {
         let (width, pass) = (panel_width(), place.pass);
         let ((c_source, c_target, of_group), channels) = (self.of_group(), place.channels);
         let panel_len = pass.taps() * c_source * width;
+        let data = left.data;
         for group in 0..self.groups {
+            left.data = &data[group * c_source..];
             let columns = panels.start * width..(panels.end * width).min(c_target);
             for panel in panels.clone() {
                 let weights = &pass.weights[(group * of_group + panel) * panel_len..];
                 let (weights, rest) = weights.split_at(panel_len);
                 let next = if panel + 1 < panels.end { &rest[..panel_len] } else { &[] };
                 let weights = Right { data: weights, step: width, next };
-                let left = Left { data: source, starts, runs, run, step: 1 };
                 let first = panel * width - columns.start;
                 let columns_here = width.min(columns.end - panel * width);
                 let (data, stride) = match T::as_f32_mut(out) {
@@ -229,16 +266,39 @@ impl Correlation {
                 multiply(left, weights, product);
             }
             if T::as_f32_mut(out).is_none() || self.passes.len() > 1 {
-                place.copy(
-                    self,
-                    &result[..starts.len() * columns.len()],
-                    columns.len(),
-                    group * c_target,
-                    out,
-                );
+                let result = &result[..left.starts.len() * columns.len()];
+                place.copy(self, result, columns.len(), group * c_target, out);
             }
-            for start in starts.iter_mut() {
-                *start += c_source;
+        }
+    }
+
+    /// A panel's width of channels at a time, whatever groups they are in.
+    fn multiply_narrow<T: Element>(
+        &self,
+        mut left: Left<'_>,
+        place: &Place<'_>,
+        result: &mut [f32],
+        out: &mut [T],
+    ) {
+        let (width, data) = (panel_width(), left.data);
+        let panel_len = place.pass.taps() * left.run * width;
+        for (panel, first) in (0..place.channels).step_by(width).enumerate() {
+            left.data = &data[first..];
+            let weights = &place.pass.weights[panel * panel_len..][..panel_len];
+            let (weights, columns) =
+                (Right { data: weights, step: width, next: &[] }, width.min(place.channels - first));
+            match T::as_f32_mut(out) {
+                Some(out) if self.passes.len() == 1 => {
+                    let data = &mut out[first..];
+                    let out = Out { data, stride: place.channels, columns, accumulate: false };
+                    spread::multiply(left, weights, out);
+                }
+                _ => {
+                    let result = &mut result[..left.starts.len() * columns];
+                    let to = Out { data: result, stride: columns, columns, accumulate: false };
+                    spread::multiply(left, weights, to);
+                    place.copy(self, result, columns, first, out);
+                }
             }
         }
     }

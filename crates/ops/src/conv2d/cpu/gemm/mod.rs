@@ -7,6 +7,7 @@
 //! weights. Blocks are cut by the shape alone, so results do not depend on the number of threads.
 
 mod correlation;
+mod narrow;
 mod reach;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
@@ -22,7 +23,7 @@ use crate::inference::{Form, prepared};
 use crate::parallel::chunks;
 use crate::pool::{Lent, lend};
 use candle_core::DType;
-use correlation::{Correlation, Pass};
+use correlation::{Correlation, Pass, Products};
 use reach::{Axis, Reach};
 use std::sync::Arc;
 use wide::Wide;
@@ -36,7 +37,7 @@ pub(super) fn forward<T: Element>(
     weight: Weight<'_>,
     finish: Finish<'_, T>,
 ) -> Vec<T> {
-    let (wide, tiles) = (Wide::of(g), on_tiles::<T>(g));
+    let (wide, products) = (Wide::of(g), Products::of::<T>(g));
     let g = wide.as_ref().map_or(g, |wide| &wide.g);
     let (y, x) = Axis::of_outputs(g);
     let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
@@ -50,7 +51,7 @@ pub(super) fn forward<T: Element>(
     let passes = vec![Pass { weights, y, x }];
     let (source, target) = (g.size, g.out);
     let (source_channels, target_channels, groups) = (g.c_in, g.c_out, g.groups);
-    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes, tiles }
+    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes, products }
         .run(xs, finish)
 }
 
@@ -62,7 +63,7 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     let ys = Axis::phases(g.size.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
     let xs = Axis::phases(g.size.1, w.kernel.1, w.stride.1, w.padding.1, w.dilation.1);
     let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
-    let (reach, tiles) = ((Reach::new(&ys), Reach::new(&xs)), on_tiles::<T>(g));
+    let (reach, products) = ((Reach::new(&ys), Reach::new(&xs)), Products::of::<T>(g));
     let at = |group, source, target| ((group * c_out + source) * c_in + target) * taps;
     let mut passes = Vec::new();
     for y in &ys {
@@ -73,12 +74,13 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     }
     let (source, target) = (g.out, g.size);
     let (source_channels, target_channels, groups) = (g.c_out, g.c_in, g.groups);
-    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes, tiles }
+    Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes, products }
         .run(dys, &|_, _| {})
 }
 
 pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
     match Wide::of(g) {
+        _ if narrow::serves(g) => narrow::weight_gradient(g, xs, dys),
         Some(wide) => wide.weight_gradient(&weight_gradient::run(&wide.g, xs, dys)),
         None => weight_gradient::run(g, xs, dys),
     }
@@ -106,9 +108,11 @@ fn turned(g: &Geometry, weight: &[f32]) -> Option<(Geometry, Vec<f32>)> {
     Some((turned, weights))
 }
 
-/// Whether a correlation runs on AMX.
-pub(super) fn on_tiles<T: Element>(g: &Geometry) -> bool {
-    instruction_set() == InstructionSet::Amx && T::DTYPE == DType::BF16 && g.groups == 1
+pub(super) use narrow::serves as is_narrow;
+
+/// Whether a correlation of maps in `dtype` runs on AMX.
+pub(super) fn on_tiles(g: &Geometry, dtype: DType) -> bool {
+    instruction_set() == InstructionSet::Amx && dtype == DType::BF16 && g.groups == 1
 }
 
 /// Weights as [group][panel][tap × source channel][panel width], rounded as `T` stores them. `at` says where the
@@ -124,8 +128,11 @@ fn pack<T: Element>(
     let width = panel_width();
     let taps: Vec<usize> =
         y.taps.iter().flat_map(|y| x.taps.iter().map(move |x| y.1 * g.window.kernel.1 + x.1)).collect();
+    if narrow::serves(g) {
+        return narrow::pack::<T>(g, &taps, weight, at);
+    }
     #[cfg(target_arch = "x86_64")]
-    if on_tiles::<T>(g) {
+    if on_tiles(g, T::DTYPE) {
         let row = |k: usize| (k % c_source, taps[k / c_source]);
         let element = |(source, tap), target| weight[at(0, source, target) + tap];
         return tiles::pack(taps.len() * c_source, c_target, row, element);
