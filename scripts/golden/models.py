@@ -21,6 +21,9 @@ NUM_CLASSES = 10
 # more than the first and last block of each stage.
 MAX_GRADS = 180
 
+# The keys of deeper networks are written by runs of equal blocks.
+MAX_KEYS = 1000
+
 
 def build(name, shape, dtype):
     return formula.fill(families.build(name, shape[1:], NUM_CLASSES), dtype)
@@ -53,22 +56,44 @@ def clear_images(name, shape, train):
     raise SystemExit(f"{name} at {shape}: no images keep clear of kinks; use smaller ones")
 
 
-def chosen(names):
+def chosen(model, names):
     """All names, or where they are many, those of the stem, the head and each stage's first and last block."""
     if len(names) <= MAX_GRADS:
         return names
+    pattern = families.block_pattern(model)
+    matches = {name: pattern.match(name) for name in names}
     blocks = {}
-    for name in names:
-        if name.startswith("layer"):
-            stage, block = name.split(".")[:2]
-            blocks.setdefault(stage, []).append(int(block))
-    edges = {(stage, b) for stage, indices in blocks.items() for b in (min(indices), max(indices))}
+    for match in filter(None, matches.values()):
+        blocks.setdefault(match[1], []).append(int(match[2]))
 
-    def keep(name):
-        parts = name.split(".")
-        return not name.startswith("layer") or (parts[0], int(parts[1])) in edges
+    def keep(match):
+        return not match or int(match[2]) in (min(blocks[match[1]]), max(blocks[match[1]]))
 
-    return [name for name in names if keep(name)]
+    return [name for name in names if keep(matches[name])]
+
+
+def shapes(model, keys):
+    """[name, shape] of each key. Where they are many, `stage.{a..b}.name` stands for blocks of one shape."""
+    if len(keys) <= MAX_KEYS:
+        return [[name, list(value.shape)] for name, value in keys.items()]
+    pattern, rows, runs = families.block_pattern(model), [], {}
+    for name, value in keys.items():
+        match, shape = pattern.match(name), list(value.shape)
+        run = match and runs.get((match[1], name[match.end() :], *shape))
+        if run and run["last"] + 1 == int(match[2]):
+            run["last"] += 1
+            continue
+        rows.append({"name": name, "shape": shape, "match": match, "last": match and int(match[2])})
+        if match:
+            runs[(match[1], name[match.end() :], *shape)] = rows[-1]
+
+    def text(row):
+        match = row["match"]
+        if not match or row["last"] == int(match[2]):
+            return row["name"]
+        return f"{match[1]}{{{match[2]}..{row['last']}}}{row['name'][match.end() :]}"
+
+    return [[text(row), row["shape"]] for row in rows]
 
 
 def relative(a, b):
@@ -108,7 +133,7 @@ def write_case(name, shape, train_shape, grad_shape, is_second):
             "input": formula.uniform("input", shape).flatten()[:4].tolist(),
             first: formula.state(first, tuple(keys[first].shape)).astype(float).flatten()[:4].tolist(),
         },
-        "keys": [[k, list(v.shape)] for k, v in keys.items()],
+        "keys": shapes(name, keys),
         "logits": logits.tolist(),
         "train_input": train_shape,
         "train_images": train_images,
@@ -126,7 +151,7 @@ def write_case(name, shape, train_shape, grad_shape, is_second):
         "grad_images": images,
         "loss": loss,
         "grads": {
-            k: formula.summary(k, grads[k]) | {"first": grads[k].flatten()[:3].tolist()} for k in chosen(list(grads))
+            k: formula.summary(k, grads[k]) | {"first": grads[k].flatten()[:3].tolist()} for k in chosen(name, list(grads))
         },
     }
     path = formula.write(

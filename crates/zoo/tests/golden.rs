@@ -7,7 +7,7 @@ mod formula;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{ModuleT, VarBuilder};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use zoo::weights::StateDict;
 use zoo::{Config, Model, Params, Stem};
@@ -21,6 +21,7 @@ struct Golden {
     macs: u64,
     /// The first values of the images and of the first weight.
     formula: BTreeMap<String, Vec<f64>>,
+    #[serde(deserialize_with = "runs_of_blocks")]
     keys: Vec<(String, Vec<usize>)>,
     logits: Vec<Vec<f64>>,
     train_input: [usize; 4],
@@ -33,6 +34,27 @@ struct Golden {
     grad_images: String,
     loss: f64,
     grads: BTreeMap<String, Digest>,
+}
+
+/// Keys and shapes, where `stage.{2..5}.weight` stands for the weights of the blocks 2 to 5.
+fn runs_of_blocks<'de, D: Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<Vec<(String, Vec<usize>)>, D::Error> {
+    let mut keys = Vec::new();
+    for (name, shape) in Vec::<(String, Vec<usize>)>::deserialize(from)? {
+        let run = name.split_once('{').and_then(|(before, rest)| {
+            let (range, after) = rest.split_once('}')?;
+            let (first, last) = range.split_once("..")?;
+            Some((before, first.parse::<usize>().ok()?, last.parse::<usize>().ok()?, after))
+        });
+        match run {
+            Some((before, first, last, after)) => {
+                keys.extend((first..=last).map(|i| (format!("{before}{i}{after}"), shape.clone())));
+            }
+            None => keys.push((name, shape)),
+        }
+    }
+    Ok(keys)
 }
 
 /// Numbers that pin a tensor down.
@@ -64,6 +86,10 @@ fn f32_tolerance(model: &str) -> Tolerance {
         "resnet50" => (3e-5, 1e-5),
         "resnet101" => (7e-5, 1e-5),
         "resnet152" => (3e-4, 6e-5),
+        "resnext50_32x4d" => (2e-5, 1e-5),
+        "resnext101_32x8d" | "resnext101_64x4d" => (1e-4, 2e-5),
+        "wide_resnet50_2" => (4e-5, 1e-5),
+        "wide_resnet101_2" => (3e-4, 4e-5),
         _ => (5e-6, 1e-5),
     };
     Tolerance {

@@ -6,6 +6,10 @@ A module has
             None where they are those of the forward in train mode)
     build   (name, (c, h, w), num_classes) -> the model, for images of that size
 
+and, where its blocks are named otherwise than torchvision's ResNets name them,
+
+    BLOCK   a pattern that matches the beginning of a block's parameter names: the stage, and the block's number
+
 and defines the models that torchvision lacks, under the state-dict keys their published weights have. Gradients must
 keep clear of kinks (see kinks.py), and the deeper a network, the smaller the images must be for that. Where that
 leaves too little to normalise a batch by, the gradients are those in eval mode, with the running statistics.
@@ -13,6 +17,7 @@ leaves too little to normalise a batch by, the gradients are those in eval mode,
 
 import importlib
 import pathlib
+import re
 
 import torch
 from torch import nn
@@ -32,6 +37,14 @@ def build(name: str, image: tuple[int, int, int], num_classes: int) -> nn.Module
     for family in FAMILIES:
         if any(name == case[0] for case in family.CASES):
             return family.build(name, tuple(image), num_classes)
+    raise SystemExit(f"no family has a model {name}")
+
+
+def block_pattern(name: str) -> re.Pattern:
+    """What the names of parameters in the blocks of `name` begin with; the groups are the stage and the block."""
+    for family in FAMILIES:
+        if any(name == case[0] for case in family.CASES):
+            return re.compile(getattr(family, "BLOCK", r"(layer\d+\.)(\d+)(?=\.)"))
     raise SystemExit(f"no family has a model {name}")
 
 
