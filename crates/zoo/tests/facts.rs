@@ -22,6 +22,11 @@ fn resnets_are_as_large_as_torchvision_says() -> Result<()> {
         ("resnet50", 25_557_032, 4.089),
         ("resnet101", 44_549_160, 7.801),
         ("resnet152", 60_192_808, 11.514),
+        ("wide_resnet50_2", 68_883_240, 11.398),
+        ("wide_resnet101_2", 126_886_696, 22.753),
+        ("resnext50_32x4d", 25_028_904, 4.230),
+        ("resnext101_32x8d", 88_791_336, 16.414),
+        ("resnext101_64x4d", 83_455_272, 15.460),
     ] {
         let facts = facts(name)?;
         assert_eq!(facts.params, params, "{name}");

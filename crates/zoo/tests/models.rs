@@ -119,7 +119,10 @@ fn initial_values_have_the_published_distribution() -> Result<()> {
     check("cifar_resnet20", "layer2.0.conv1.weight", 2.0 / (16.0 * 9.0))?;
     check("cifar_resnet20", "linear.weight", 2.0 / 64.0)?;
     check("cifar_resnet20b", "layer2.0.conv1.weight", 2.0 / (32.0 * 9.0))?;
-    check("cifar_resnet20b", "fc.weight", 1.0 / (3.0 * 64.0))
+    check("cifar_resnet20b", "fc.weight", 1.0 / (3.0 * 64.0))?;
+    // kuangliu: PyTorch's own.
+    check("resnext29_32x4d", "layer1.0.conv2.weight", 1.0 / (3.0 * 4.0 * 9.0))?;
+    check("resnext50_32x4d", "layer1.0.conv2.weight", 2.0 / (128.0 * 9.0))
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //!
 //! Differs from the paper in option B, which the paper uses on ImageNet only.
 
-use super::resnet::{Block, Plan, ResNet, ShortcutKind};
+use super::resnet::{Block, Plan, ResNet, ShortcutKind, StemKind};
 use crate::layers::{KAIMING_FAN_IN, KAIMING_FAN_OUT, PYTORCH_DEFAULT};
 use crate::model::{Config, Network};
 use crate::registry::Spec;
@@ -61,10 +61,10 @@ pub(crate) fn specs() -> Vec<Spec> {
 fn build(depth: usize, source: Source, config: &Config, vb: VarBuilder<'_>) -> Result<Box<dyn Network>> {
     let (shortcut, conv_init, head_init) = match source {
         Akamaster => (ShortcutKind::PadChannels, KAIMING_FAN_IN, KAIMING_FAN_IN),
-        Chenyaofo => (ShortcutKind::Projection, KAIMING_FAN_OUT, PYTORCH_DEFAULT),
+        Chenyaofo => (ShortcutKind::Projection("downsample"), KAIMING_FAN_OUT, PYTORCH_DEFAULT),
     };
     let plan = Plan {
-        small_stem: true,
+        stem: StemKind::FullResolution(3),
         block: Block::Basic,
         shortcut,
         width: 16,

@@ -46,14 +46,9 @@ pub(crate) fn specs() -> Vec<Spec> {
 
 fn build(variant: &Variant, config: &Config, vb: VarBuilder<'_>) -> Result<Box<dyn Network>> {
     let plan = Plan {
-        small_stem: config.small_stem(),
         block: variant.block,
-        shortcut: ShortcutKind::Projection,
-        width: 64,
         depths: &variant.depths,
-        head: "fc",
-        conv_init: KAIMING_FAN_OUT,
-        head_init: PYTORCH_DEFAULT,
+        ..Plan::torchvision(config)
     };
     Ok(Box::new(ResNet::new(&plan, config, vb)?))
 }
@@ -96,14 +91,22 @@ impl Block {
 pub(crate) enum ShortcutKind {
     /// Option A: every stride-th pixel, with zero channels around the input's own. No parameters.
     PadChannels,
-    /// Option B: a 1×1 convolution with that stride and a normalisation.
-    Projection,
+    /// Option B: a 1×1 convolution with that stride and a normalisation, under this name in its block.
+    Projection(&'static str),
+}
+
+/// The layers before the first block.
+#[derive(Clone, Copy)]
+pub(crate) enum StemKind {
+    /// A 7×7 convolution with stride 2 and a 3×3 max-pool with stride 2.
+    ImageNet,
+    /// A convolution of this size with stride 1.
+    FullResolution(usize),
 }
 
 /// What a ResNet is built from.
 pub(crate) struct Plan<'a> {
-    /// 3×3 with stride 1; otherwise 7×7 with stride 2 and a 3×3 max-pool with stride 2.
-    pub(crate) small_stem: bool,
+    pub(crate) stem: StemKind,
     pub(crate) block: Block,
     pub(crate) shortcut: ShortcutKind,
     /// Maps of the stem and of the first stage; each further stage has twice as many.
@@ -114,6 +117,22 @@ pub(crate) struct Plan<'a> {
     pub(crate) head: &'a str,
     pub(crate) conv_init: Init,
     pub(crate) head_init: Init,
+}
+
+impl Plan<'_> {
+    /// What torchvision's residual networks share; without blocks yet.
+    pub(crate) fn torchvision(config: &Config) -> Self {
+        Self {
+            stem: if config.small_stem() { StemKind::FullResolution(3) } else { StemKind::ImageNet },
+            block: RESNET_BOTTLENECK,
+            shortcut: ShortcutKind::Projection("downsample"),
+            width: 64,
+            depths: &[],
+            head: "fc",
+            conv_init: KAIMING_FAN_OUT,
+            head_init: PYTORCH_DEFAULT,
+        }
+    }
 }
 
 /// A residual network.
@@ -131,10 +150,9 @@ impl ResNet {
     /// # Errors
     /// If `vb` lacks a parameter or has it in another shape.
     pub(crate) fn new(plan: &Plan<'_>, config: &Config, vb: VarBuilder<'_>) -> Result<Self> {
-        let (kernel, stem, max_pool) = if plan.small_stem {
-            (3, Conv2dConfig::new(1, 1), None)
-        } else {
-            (7, Conv2dConfig::new(2, 3), Some(Window2d::square(3, 2).padding(1)))
+        let (kernel, stem, max_pool) = match plan.stem {
+            StemKind::FullResolution(kernel) => (kernel, Conv2dConfig::new(1, kernel / 2), None),
+            StemKind::ImageNet => (7, Conv2dConfig::new(2, 3), Some(Window2d::square(3, 2).padding(1))),
         };
         let mut c_in = plan.width;
         let conv1 =
@@ -197,8 +215,8 @@ impl ResidualBlock {
                 let before = (c - c_in) / 2;
                 Shortcut::PadChannels { stride, before, after: c - c_in - before }
             }
-            ShortcutKind::Projection => {
-                let (vb, config) = (vb.pp("downsample"), Conv2dConfig::new(stride, 0));
+            ShortcutKind::Projection(name) => {
+                let (vb, config) = (vb.pp(name), Conv2dConfig::new(stride, 0));
                 let conv = Conv2d::new(c_in, c, (1, 1), config, plan.conv_init, vb.pp(0))?;
                 Shortcut::Projection(conv, BatchNorm2d::new(c, vb.pp(1))?)
             }
