@@ -7,6 +7,7 @@
 
 use crate::augment::{Augment, Shift, augment};
 use crate::dataset::{Dataset, permutation};
+use crate::mix::{Mix, Mixed};
 use crate::preprocess::{Preprocess, SMALL};
 use crate::{Error, Result};
 use std::any::Any;
@@ -31,6 +32,8 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// Random changes. The same image gets others in every epoch.
     pub augment: Augment,
+    /// Whether images are mixed with others of their batch.
+    pub mix: Mix,
     /// Side of the (square) images in a batch; by default that of the data set, for folders 224.
     pub image_size: Option<usize>,
     /// Short side before the centre crop where nothing is random; by default as [`Preprocess::for_dataset`].
@@ -52,6 +55,7 @@ impl LoaderConfig {
             shuffle: false,
             seed,
             augment: Augment::None,
+            mix: Mix::default(),
             image_size: None,
             resize: None,
             in_chans: None,
@@ -62,7 +66,7 @@ impl LoaderConfig {
 }
 
 /// Images and labels of one step.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// The images, [n, h, w, c].
     pub pixels: Vec<u8>,
@@ -76,10 +80,38 @@ pub struct Batch {
     pub c: usize,
     /// The class of each image.
     pub labels: Vec<u32>,
+    /// What the images were mixed with, where they were.
+    pub mixed: Option<Mixed>,
     /// The position of each image in the data set.
     pub indices: Vec<u32>,
     /// The place of this batch in its epoch. An epoch resumed at `number + 1` goes on after this batch.
     pub number: usize,
+}
+
+impl Batch {
+    /// What a network of so many classes should answer for mixed images: [n, classes], each row of sum 1.
+    /// `None` where nothing was mixed and the labels say it all.
+    ///
+    /// # Panics
+    /// If a label is not below `classes`.
+    pub fn soft_targets(&self, classes: usize) -> Option<Vec<f32>> {
+        let mixed = self.mixed.as_ref()?;
+        let mut targets = vec![0f32; self.n * classes];
+        let rows = targets.chunks_exact_mut(classes.max(1));
+        for (row, (&own, &partner)) in rows.zip(self.labels.iter().zip(&mixed.partners)) {
+            row[own as usize] += mixed.share as f32;
+            row[partner as usize] += (1.0 - mixed.share) as f32;
+        }
+        Some(targets)
+    }
+
+    /// The class with the largest share in each image: its label, or that of what it was mixed with.
+    pub fn main_labels(&self) -> &[u32] {
+        match &self.mixed {
+            Some(mixed) if mixed.share < 0.5 => &mixed.partners,
+            _ => &self.labels,
+        }
+    }
 }
 
 /// Makes the batches of a data set, epoch by epoch.
@@ -118,6 +150,7 @@ impl Loader {
             Preprocess::for_dataset(meta, config.image_size.unwrap_or(side), config.in_chans.unwrap_or(c));
         input.resize = config.resize.unwrap_or(input.resize);
         input.check()?;
+        config.mix.check()?;
         if dataset.is_empty() {
             return Err(Error::Config(format!(
                 "data set {} has no {} images",
@@ -221,6 +254,7 @@ impl Plan {
             w: side,
             c,
             labels: Vec::with_capacity(members.len()),
+            mixed: None,
             indices: Vec::with_capacity(members.len()),
             number,
         };
@@ -239,6 +273,9 @@ impl Plan {
             }
         }
         batch.pixels.truncate(batch.n * size);
+        if batch.n > 0 {
+            config.mix.apply(&mut batch, &mut stream(config.seed, "mix", self.epoch << 32 | number as u64));
+        }
         Some(Made { batch, failed })
     }
 }

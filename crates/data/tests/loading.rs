@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 use std::time::Duration;
 use zoo_data::{
-    Augment, Batch, Dataset, Image, Loader, LoaderConfig, Meta, Preprocess, Split, contact_sheet, open,
+    Augment, Batch, Dataset, Image, Loader, LoaderConfig, Meta, Mix, Preprocess, Split, contact_sheet, open,
     preprocess,
 };
 
@@ -203,4 +203,41 @@ fn a_contact_sheet_has_a_row_per_class() {
         assert_eq!(sheet.get_pixel(x, y), sheet.get_pixel(x + 1, y + 1));
     }
     assert!(contact_sheet(&set, 0, &LoaderConfig::new(1, 0)).is_err());
+}
+
+#[test]
+fn mixed_batches_have_targets_and_repeat() {
+    let set = shapes(100);
+    let mix = Mix { mixup: 0.2, cutmix: 1.0 };
+    let with = |workers| LoaderConfig { workers: Some(workers), mix, ..config(Augment::Standard) };
+    let inline = epoch(&set, &with(0), 2, 0);
+    for workers in [1, 3] {
+        assert!(epoch(&set, &with(workers), 2, 0) == inline, "{workers}");
+    }
+    assert!(epoch(&set, &with(2), 2, 2) == inline[2..]);
+    assert!(epoch(&set, &with(0), 3, 0)[0].mixed != inline[0].mixed);
+    let plain = epoch(&set, &config(Augment::Standard), 2, 0);
+    assert!(
+        plain.iter().all(|batch| batch.soft_targets(10).is_none() && batch.main_labels() == batch.labels)
+    );
+    for (batch, plain) in inline.iter().zip(&plain) {
+        assert_eq!((batch.n, &batch.labels, &batch.indices), (plain.n, &plain.labels, &plain.indices));
+        let targets = batch.soft_targets(12).unwrap();
+        for ((k, row), (&own, &main)) in
+            targets.chunks_exact(12).enumerate().zip(batch.labels.iter().zip(batch.main_labels()))
+        {
+            assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+            let share = batch.mixed.as_ref().unwrap().share as f32;
+            let partner = batch.labels[(k + batch.n - 1) % batch.n];
+            let expected = if own == partner { 1.0 } else { share };
+            assert!((row[own as usize] - expected).abs() < 1e-6, "{row:?}");
+            assert!(row.iter().all(|&p| p <= row[main as usize]), "{row:?} {main}");
+        }
+    }
+    // A batch of one image is mixed with itself, which changes nothing.
+    let single = epoch(&set.subset([7]), &LoaderConfig { mix, ..LoaderConfig::new(1, 0) }, 0, 0);
+    assert_eq!(single[0].pixels, set.get(7).unwrap().pixels);
+    assert_eq!(single[0].soft_targets(10).unwrap()[set.label(7) as usize], 1.0);
+    let refused = LoaderConfig { mix: Mix { mixup: -1.0, cutmix: 0.0 }, ..LoaderConfig::new(1, 0) };
+    assert!(Loader::new(set, refused).unwrap_err().to_string().contains("mixup must be"));
 }
