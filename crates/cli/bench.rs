@@ -15,7 +15,7 @@ use zoo::{Config, Model, Params};
 use zoo_ops::dispatch::instruction_set;
 use zoo_ops::rng::{Noise, stream};
 use zoo_ops::trace::Row;
-use zoo_ops::{FeatureMap, Inference};
+use zoo_ops::{FeatureMap, Inference, Targets};
 use zoo_trainer::{Gradients, Optimizer, SgdConfig, train_pass};
 
 /// Arguments of `zoo bench`.
@@ -179,6 +179,7 @@ impl Bench<'_> {
         let model = Model::new(&self.args.model, self.config.clone(), params.var_builder(&self.device))?;
         let labels: Vec<u32> =
             (0..self.args.batch_size).map(|i| (i % self.config.num_classes) as u32).collect();
+        let targets = Targets::Classes(Tensor::new(labels, &self.device)?);
         let sgd = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
         let mut optimizer = Optimizer::new(params.trainable(), sgd)?;
         let inference = Inference::default();
@@ -186,7 +187,7 @@ impl Bench<'_> {
             match self.args.mode {
                 Mode::Infer => settle(&inference.run(|| model.forward(&self.xs, false))?),
                 Mode::Train => {
-                    let pass = train_pass(&model, &self.xs, &labels, 0.0, 1.0)?;
+                    let pass = train_pass(&model, &self.xs, &targets, 0.0, 1.0)?;
                     let gradients = Gradients::take(optimizer.parameters(), pass.gradients);
                     // So low that the weights stay finite however many steps are measured.
                     Ok(optimizer.step(&gradients, 1e-6)?)

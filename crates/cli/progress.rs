@@ -144,6 +144,7 @@ fn settings(run: &RunInfo<'_>, compute: &str) -> String {
     let input = dims([c_in, side, side]);
     let rows = [
         ("model", model(run)),
+        ("weights", start(run)),
         ("data", format!("{}, {} training and {} validation images", c.dataset, images[0], images[1])),
         ("input", format!("{input}, mean {}, std {}, augment {}", list(&c.mean), list(&c.std), c.augment)),
         ("training", format!("{epochs} of {batches} of {}, {steps}", count(c.batch_size, "image"))),
@@ -163,15 +164,32 @@ fn model(run: &RunInfo<'_>) -> String {
         text += &format!(", {} of them frozen", thousands(run.frozen as u64));
     }
     text += &format!(", {} classes", run.config.num_classes.unwrap_or_default());
-    if let Some(weights) = &run.config.weights {
-        text += &format!(", starting from {}", weights.display());
-    }
     text
+}
+
+/// The weights that the run starts from, and how they were made to fit.
+fn start(run: &RunInfo<'_>) -> String {
+    let file = run.config.weights.as_ref().map(|path| path.display().to_string());
+    let Some(start) = file.or_else(|| run.config.pretrained.clone()) else { return String::new() };
+    match run.adapted {
+        Some(adapted) => format!("{start}: {adapted}"),
+        None => start,
+    }
 }
 
 fn optimizer(c: &TrainConfig) -> String {
     let nesterov = if c.nesterov { " (Nesterov)" } else { "" };
-    format!("SGD, learning rate {}, momentum {}{nesterov}, weight decay {}", c.lr, c.momentum, c.weight_decay)
+    let mut text = format!(
+        "SGD, learning rate {}, momentum {}{nesterov}, weight decay {}",
+        c.lr, c.momentum, c.weight_decay
+    );
+    if c.backbone_lr_scale != 1.0 {
+        text += &format!(", the backbone's rate times {}", c.backbone_lr_scale);
+    }
+    if c.layer_decay != 1.0 {
+        text += &format!(", times {} per block from the head", c.layer_decay);
+    }
+    text
 }
 
 fn schedule(c: &TrainConfig) -> String {
@@ -189,6 +207,8 @@ fn schedule(c: &TrainConfig) -> String {
 /// The settings that are off by default, those that are on.
 fn extras(c: &TrainConfig) -> String {
     let on = [
+        ("mixup", c.mixup),
+        ("CutMix", c.cutmix),
         ("label smoothing", c.label_smoothing),
         ("dropout", c.dropout.unwrap_or(0.0)),
         ("EMA", c.ema),

@@ -6,6 +6,7 @@ use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use std::path::PathBuf;
 use zoo_data::Augment;
+use zoo_trainer::TrainConfig;
 
 /// Settings that a recipe can hold too, under the same names.
 #[derive(Debug, clap::Args, Serialize)]
@@ -20,13 +21,30 @@ pub(crate) struct Settings {
     /// Folder with the files of the data set; without it they are downloaded
     #[arg(long, value_name = "DIR", help_heading = "Model and data")]
     data_dir: Option<PathBuf>,
-    /// Start from the weights in this file: safetensors, or .pth/.pt of PyTorch
-    #[arg(long, value_name = "FILE", help_heading = "Model and data")]
+    /// Start from the weights in this file (safetensors, or .pth/.pt of PyTorch) or of this run, with a new head
+    /// for other classes
+    #[arg(long, value_name = "FILE", conflicts_with = "pretrained", help_heading = "Fine-tuning")]
     weights: Option<PathBuf>,
-    /// Keep these parameters as they are, e.g. 'layer1.*'; may be given several times
-    #[arg(long, value_name = "PATTERN", help_heading = "Model and data")]
+    /// Start from published weights, by a tag that `zoo list` shows [default: the first]
+    #[arg(long, value_name = "TAG", num_args = 0..=1, default_missing_value = TrainConfig::DEFAULT_TAG)]
+    #[arg(help_heading = "Fine-tuning")]
+    pretrained: Option<String>,
+    /// Keep these parameters as they are, e.g. 'layer1.*', or 'backbone' for all but the head; may be given several
+    /// times
+    #[arg(long, value_name = "PATTERN", help_heading = "Fine-tuning")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     freeze: Vec<String>,
+    /// Multiply the learning rate of all layers but the head, e.g. by 0.1
+    #[arg(long, value_name = "FACTOR", value_parser = number, allow_negative_numbers = true, help_heading = "Fine-tuning")]
+    backbone_lr_scale: Option<f64>,
+    /// Multiply the learning rate once more for each block of layers further from the head, e.g. by 0.75
+    #[arg(long, value_name = "FACTOR", value_parser = number, allow_negative_numbers = true, help_heading = "Fine-tuning")]
+    layer_decay: Option<f64>,
+    /// First layers for small images (cifar) or as published for large ones [default: as the weights to start from
+    /// have them, else by the size of the images]
+    #[arg(long, value_name = "KIND", value_parser = ["auto", "cifar", "imagenet"], help_heading = "Fine-tuning")]
+    stem: Option<String>,
+
     /// Number of classes of the model [default: those of the data set]
     #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "Model and data")]
     num_classes: Option<usize>,
@@ -36,16 +54,27 @@ pub(crate) struct Settings {
     /// Side of the square input, in pixels [default: that of the data set]
     #[arg(long, value_name = "PIXELS", value_parser = non_zero, help_heading = "Model and data")]
     image_size: Option<usize>,
-    /// Mean of each channel, of pixels from 0 to 1 [default: that of the data set]
+    /// Short side of a picture that is evaluated, before its centre is cut out [default: 8/7 of the image size, or as
+    /// the weights to start from ask for it]
+    #[arg(long, value_name = "PIXELS", value_parser = non_zero, help_heading = "Model and data")]
+    resize: Option<usize>,
+    /// Mean of each channel, of pixels from 0 to 1 [default: that of the weights or the data set]
     #[arg(long, value_name = "R,G,B", value_parser = number, value_delimiter = ',', help_heading = "Model and data")]
     mean: Option<Vec<f64>>,
-    /// Standard deviation of each channel [default: that of the data set]
+    /// Standard deviation of each channel [default: that of the weights or the data set]
     #[arg(long, value_name = "R,G,B", value_parser = number, value_delimiter = ',', help_heading = "Model and data")]
     std: Option<Vec<f64>>,
     /// Random changes to the training images
     #[arg(long, value_name = "KIND", help_heading = "Model and data")]
     #[arg(value_parser = PossibleValuesParser::new(Augment::ALL.map(Augment::name)))]
     augment: Option<String>,
+    /// Blend each training image and its label with another one; the strength α, e.g. 0.2
+    #[arg(long, value_name = "ALPHA", value_parser = number, allow_negative_numbers = true, help_heading = "Model and data")]
+    mixup: Option<f64>,
+    /// Paste a part of another image into each training image; the strength α, e.g. 1. With --mixup each batch gets
+    /// one of the two
+    #[arg(long, value_name = "ALPHA", value_parser = number, allow_negative_numbers = true, help_heading = "Model and data")]
+    cutmix: Option<f64>,
     /// Hold out this share of the training images and validate on it instead of the test images
     #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true, help_heading = "Model and data")]
     val_fraction: Option<f64>,

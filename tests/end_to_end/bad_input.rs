@@ -39,6 +39,8 @@ fn wrong_usage_is_2() {
     wrong_usage("train --model lenet5 --schedule zigzag", "onecycle");
     wrong_usage("train --model lenet5 --resume x --out y", "cannot be used with");
     wrong_usage("train --model lenet5 --lr fast", "expected a number");
+    wrong_usage("train --model lenet5 --weights file --pretrained", "cannot be used with");
+    wrong_usage("train --model lenet5 --stem wide", "[possible values: auto, cifar, imagenet]");
     wrong_usage("bench", "--model");
     wrong_usage("bench --model lenet5 --threads 0", "--threads");
     wrong_usage("bench --model lenet5 --device gpu", "expected auto, cpu, cuda, cuda:N or metal");
@@ -108,6 +110,12 @@ fn settings_that_make_no_sense_are_refused() {
     train("--std 0,0,0", &["std: ", "above 0"]);
     train("--num-classes 3", &["num_classes: ", "10 classes"]);
     train("--freeze nothing.*", &["nothing.*"]);
+    train("--freeze *", &["freeze: ", "nothing to train"]);
+    train("--mixup -1", &["mixup: ", "-1"]);
+    train("--cutmix nan", &["cutmix: "]);
+    train("--layer-decay 0", &["layer_decay: ", "above 0"]);
+    train("--backbone-lr-scale -1", &["backbone_lr_scale: ", "-1"]);
+    train("--resize 16", &["resize", "32", "16"]);
     train("--in-chans 2", &["2"]);
     train("--recipe recipe.toml", &["recipe.toml: ", "learning_rate"]);
     train("--recipe missing.toml", &["missing.toml"]);

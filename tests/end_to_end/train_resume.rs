@@ -8,10 +8,12 @@ use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Augmentation, momentum, a moving average and accumulated gradients: all that a resumed run must remember.
+/// Augmentation, mixed images, momentum, a moving average, accumulated gradients, frozen and slower layers: all that
+/// a resumed run must remember.
 const TRAIN: &str = "train --model lenet5 --dataset shapes --limit-train 600 --limit-test 50 --epochs 5 \
                      --batch-size 16 --grad-accum 2 --augment standard --label-smoothing 0.1 --ema 0.9 \
-                     --clip-grad 1 --log-every 7 --save-every 3 --seed 3";
+                     --clip-grad 1 --mixup 0.2 --cutmix 1 --freeze conv1 --backbone-lr-scale 0.5 \
+                     --layer-decay 0.9 --log-every 7 --save-every 3 --seed 3";
 
 const FILES: [&str; 2] = ["last.safetensors", "best.safetensors"];
 

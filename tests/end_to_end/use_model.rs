@@ -258,3 +258,38 @@ fn weights_are_converted_if_they_are_those_of_the_model() {
     assert!(other["missing"].as_array().unwrap().len() > 10, "{other}");
     assert!(!shell.path("other.safetensors").exists());
 }
+
+/// Grey pictures of two new classes, on what a network has learnt from coloured ones of three: only the head is
+/// trained, and what comes out knows its classes.
+#[test]
+fn a_network_learns_other_classes() {
+    let shell = trained();
+    for (class, grey) in [("dark", 20), ("light", 180)] {
+        for (split, range) in [("train", 0..6), ("val", 10..12)] {
+            range.for_each(|i| paint(&shell.path(&format!("shades/{split}/{class}/{i}.png")), [grey; 3], i));
+        }
+    }
+    let line = "train --model lenet5 --dataset folder --data-dir shades --in-chans 1 --weights out --freeze backbone \
+                --mixup 0.2 --cutmix 1 --epochs 12 --batch-size 6 --lr 0.05 --threads 1 --out shades-run";
+    let done = shell.zoo(line);
+    let text = done.ok();
+    let told =
+        "weights    out: first convolution adapted from 3 to 1 channels, new head for 2 classes instead of 3";
+    for part in [told, "of them frozen, 2 classes", "input      1×16×16", "mixup 0.2, CutMix 1"] {
+        assert!(text.contains(part), "not '{part}' in {text}");
+    }
+    let weights = |file: &str| zoo::weights::read(&shell.path(file)).unwrap().tensors;
+    let (before, after) = (weights("out/best.safetensors"), weights("shades-run/last.safetensors"));
+    let values = |tensor: &candle_core::Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for name in ["conv2.weight", "conv2.bias", "fc1.weight", "fc2.bias"] {
+        assert_eq!(values(&before[name]), values(&after[name]), "{name}");
+    }
+    let answers =
+        shell.zoo("predict shades-run shades/val/dark/10.png shades/val/light/11.png --json").json();
+    for (answer, label) in answers.as_array().unwrap().iter().zip(["dark", "light"]) {
+        assert_eq!(answer["predictions"][0]["label"], label, "{answer}");
+    }
+    let error =
+        shell.zoo("train --model lenet5 --dataset folder --data-dir shades --pretrained").error().to_string();
+    assert!(error.contains("there are no published weights for lenet5"), "{error}");
+}

@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use zoo::weights::{self, StateDict};
-use zoo::{Config, Model, Params, Stem};
-use zoo_ops::rng::Noise;
+use zoo::{Model, Params, infer_config};
 
 /// The version of the metadata that this program writes and reads.
 const FORMAT: &str = "1";
@@ -77,7 +76,7 @@ impl CheckpointMeta {
         map.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
     }
 
-    fn from_map(map: &BTreeMap<String, String>) -> std::result::Result<Self, String> {
+    pub(crate) fn from_map(map: &BTreeMap<String, String>) -> std::result::Result<Self, String> {
         let text = |key: &str| map.get(key).cloned().ok_or(format!("its metadata has no '{key}'"));
         match map.get("format_version").map(String::as_str) {
             Some(FORMAT) => {}
@@ -145,15 +144,9 @@ impl Checkpoint {
     /// # Errors
     /// If the registry has no such network, or the weights do not fit it.
     pub fn model(&self, device: &Device) -> Result<Model> {
-        let CheckpointMeta { model, num_classes, input, .. } = &self.meta;
-        let config = Config {
-            num_classes: *num_classes,
-            in_chans: input.in_chans,
-            image_size: (input.image_size, input.image_size),
-            dropout: None,
-            stem: Stem::Auto,
-            noise: Noise::default(),
-        };
+        let CheckpointMeta { model, input, .. } = &self.meta;
+        // The weights know which stem they are for.
+        let config = infer_config(zoo::find(model)?, &self.weights, (input.image_size, input.image_size))?;
         let params = Params::zeros();
         let model = Model::new(model, config, params.var_builder(device))?;
         load(&params, &self.weights, &self.path)?;
@@ -174,7 +167,7 @@ impl Checkpoint {
 }
 
 /// The file of a run that is evaluated if none is named.
-fn checkpoint_of(dir: &Path) -> Result<PathBuf> {
+pub(crate) fn checkpoint_of(dir: &Path) -> Result<PathBuf> {
     [RunDir::BEST, RunDir::LAST].iter().map(|name| dir.join(name)).find(|path| path.is_file()).ok_or_else(
         || {
             let problem = format!("no checkpoint; expected {} or {}", RunDir::BEST, RunDir::LAST);
@@ -184,7 +177,7 @@ fn checkpoint_of(dir: &Path) -> Result<PathBuf> {
 }
 
 /// Gives a model's variables the values of a file, if names and shapes agree exactly.
-pub(crate) fn load(params: &Params, found: &StateDict, path: &Path) -> Result<()> {
+fn load(params: &Params, found: &StateDict, path: &Path) -> Result<()> {
     let report = weights::check(&params.shapes(), found);
     if !report.is_match() {
         let problem = format!("the weights do not fit the model: {report}");

@@ -5,6 +5,7 @@ use crate::{Error, Result, recipes};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use zoo::Stem;
 use zoo_data::Augment;
 
 /// In which precision activations are kept. Parameters, their gradients and the loss are always f32.
@@ -73,6 +74,11 @@ pub struct TrainConfig {
     /// Random changes to training images.
     #[serde(with = "augment_name")]
     pub augment: Augment,
+    /// Strength α of mixup, which blends images and their labels; 0 for none.
+    pub mixup: f64,
+    /// Strength α of CutMix, which pastes parts of images into others; 0 for none. With mixup, each batch gets one
+    /// of the two.
+    pub cutmix: f64,
     /// Decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0 for
     /// none.
     pub ema: f64,
@@ -89,11 +95,19 @@ pub struct TrainConfig {
     pub limit_test: Option<usize>,
     /// Whether each epoch has a new order.
     pub shuffle: bool,
-    /// A weight file to start from.
+    /// A weight file, or another run's folder, to start from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<PathBuf>,
-    /// Parameters that stay as they are: their names or a module's, with `*` for any characters and `?` for one.
+    /// Tag of the published weights to start from, or [`TrainConfig::DEFAULT_TAG`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pretrained: Option<String>,
+    /// Parameters that stay as they are: their names or a module's, with `*` for any characters and `?` for one,
+    /// or [`TrainConfig::BACKBONE`]. Normalisations of which all parameters are frozen keep their statistics too.
     pub freeze: Vec<String>,
+    /// What the learning rate of all layers but the head is multiplied by.
+    pub backbone_lr_scale: f64,
+    /// What the learning rate is multiplied by from each block of layers to the one before it, from the head down.
+    pub layer_decay: f64,
 
     /// Classes of the head; by default those of the data set.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,10 +118,21 @@ pub struct TrainConfig {
     /// Side of the input; by default that of the data set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_size: Option<usize>,
-    /// Mean per channel, of pixels in [0, 1]; by default that of the data set.
+    /// Short side of a picture before the centre is cut out, where nothing is random; by default as the weights
+    /// that the run starts from ask for it, else 8/7 of `image_size` for folders and `image_size` for sets of one
+    /// size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resize: Option<usize>,
+    /// The first layers, in networks that have a form for small images; by default those of the weights that the
+    /// run starts from, else by the size of the images.
+    #[serde(with = "StemName", skip_serializing_if = "is_auto")]
+    pub stem: Stem,
+    /// Mean per channel, of pixels in [0, 1]; by default that of the weights that the run starts from, or of
+    /// the data set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean: Option<Vec<f64>>,
-    /// Standard deviation per channel, of pixels in [0, 1]; by default that of the data set.
+    /// Standard deviation per channel, of pixels in [0, 1]; by default that of the weights that the run starts
+    /// from, or of the data set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub std: Option<Vec<f64>>,
 
@@ -150,6 +175,8 @@ impl Default for TrainConfig {
             label_smoothing: 0.0,
             dropout: None,
             augment: Augment::Standard,
+            mixup: 0.0,
+            cutmix: 0.0,
             ema: 0.0,
             clip_grad: 0.0,
             val_fraction: 0.0,
@@ -157,10 +184,15 @@ impl Default for TrainConfig {
             limit_test: None,
             shuffle: true,
             weights: None,
+            pretrained: None,
             freeze: Vec::new(),
+            backbone_lr_scale: 1.0,
+            layer_decay: 1.0,
             num_classes: None,
             in_chans: None,
             image_size: None,
+            resize: None,
+            stem: Stem::Auto,
             mean: None,
             std: None,
             seed: 0,
@@ -187,6 +219,11 @@ fn scale_warmup(table: &mut toml::Table, upper: &toml::Table) {
     }
 }
 
+/// Settings that another one leaves without meaning where it is given later: weights come from one place, and a
+/// size before the crop belongs to a size of the crop.
+const REPLACES: [(&str, &str); 3] =
+    [("weights", "pretrained"), ("pretrained", "weights"), ("image_size", "resize")];
+
 /// Settings that a resumed run may change: they do not touch the weights.
 const CHANGEABLE: [&str; 4] = ["data_dir", "threads", "log_every", "save_every"];
 
@@ -194,6 +231,11 @@ const CHANGEABLE: [&str; 4] = ["data_dir", "threads", "log_every", "save_every"]
 const MAX_SEED: u64 = i64::MAX as u64;
 
 impl TrainConfig {
+    /// What `freeze` calls all layers but the head.
+    pub const BACKBONE: &str = "backbone";
+    /// What `pretrained` calls the weights that the model is best known for: the first that are listed.
+    pub const DEFAULT_TAG: &str = "default";
+
     /// The settings of a new run: `flags` before `recipe` before the recipe that comes with the model and data
     /// set before the defaults. Keys are the fields of this type; `flags` needs `model` unless `recipe` has it.
     ///
@@ -212,6 +254,11 @@ impl TrainConfig {
         let mut table = recipes::defaults(family, model, dataset)?;
         for upper in [&recipe, flags] {
             scale_warmup(&mut table, upper);
+            for (given, replaced) in REPLACES {
+                if upper.contains_key(given) {
+                    table.remove(replaced);
+                }
+            }
             table.extend(upper.clone());
         }
         Self::from_table(table, "settings")
@@ -261,12 +308,16 @@ impl TrainConfig {
             ("num_classes", self.num_classes),
             ("in_chans", self.in_chans),
             ("image_size", self.image_size),
+            ("resize", self.resize),
             ("threads", self.threads),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == Some(0)) {
             return Err(Error::config(key, "must be at least 1, found 0"));
         }
         self.validate_rates()?;
+        if self.weights.is_some() && self.pretrained.is_some() {
+            return Err(Error::config("pretrained", "cannot be combined with weights from a file"));
+        }
         if self.nesterov && self.momentum == 0.0 {
             return Err(Error::config("nesterov", "needs a momentum above 0"));
         }
@@ -290,10 +341,17 @@ impl TrainConfig {
             ("warmup_epochs", self.warmup_epochs),
             ("clip_grad", self.clip_grad),
             ("gamma", self.gamma),
+            ("mixup", self.mixup),
+            ("cutmix", self.cutmix),
+            ("backbone_lr_scale", self.backbone_lr_scale),
         ];
         // Written so that NaN is refused.
         if let Some((key, value)) = non_negative.iter().find(|(_, v)| !(*v >= 0.0 && v.is_finite())) {
             return Err(Error::config(key, format!("must be a finite number of at least 0, found {value}")));
+        }
+        if !(self.layer_decay > 0.0 && self.layer_decay <= 1.0) {
+            let problem = format!("must be above 0 and at most 1, found {}", self.layer_decay);
+            return Err(Error::config("layer_decay", problem));
         }
         let mut shares = vec![
             ("momentum", self.momentum),
@@ -377,6 +435,20 @@ fn unchecked(table: toml::Table, origin: &str) -> Result<TrainConfig> {
 
 fn one_line(message: &str) -> String {
     message.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+/// `Stem` by name.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Stem", rename_all = "lowercase")]
+enum StemName {
+    Auto,
+    Cifar,
+    ImageNet,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_auto(stem: &Stem) -> bool {
+    *stem == Stem::Auto
 }
 
 /// `Augment` by name, as on the command line.

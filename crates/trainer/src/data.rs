@@ -1,9 +1,10 @@
 //! The images of a run.
 
 use crate::input::Input;
+use crate::start::Start;
 use crate::{Error, Result, TrainConfig};
 use zoo::Spec;
-use zoo_data::{Augment, Dataset, Loader, LoaderConfig, Meta, Split};
+use zoo_data::{Augment, Dataset, Loader, LoaderConfig, Meta, Mix, Preprocess, Split};
 
 /// The seed that draws the set `shapes` and decides which images a limit or a held-out share takes. It is the
 /// same in every run, so that runs with different seeds are measured on the same images.
@@ -38,28 +39,47 @@ impl TrainData {
     pub(crate) fn loaders(&self, config: &TrainConfig) -> Result<(Loader, Loader)> {
         let base = LoaderConfig {
             image_size: config.image_size,
+            resize: config.resize,
             in_chans: config.in_chans,
             ..LoaderConfig::new(config.batch_size, config.seed)
         };
-        let train = LoaderConfig { shuffle: config.shuffle, augment: config.augment, ..base.clone() };
+        let mix = Mix { mixup: config.mixup, cutmix: config.cutmix };
+        let train = LoaderConfig { shuffle: config.shuffle, augment: config.augment, mix, ..base.clone() };
         let val = LoaderConfig { augment: Augment::None, ..base };
         Ok((Loader::new(self.train.clone(), train)?, Loader::new(self.val.clone(), val)?))
     }
 }
 
-/// Fills in what depends on the model and the data set, and says what the network takes.
-pub(crate) fn complete(config: &mut TrainConfig, spec: &Spec, meta: &Meta) -> Result<Input> {
+/// Fills in what depends on the model, the data set and the weights that the run starts from, and says what the
+/// network takes.
+pub(crate) fn complete(
+    config: &mut TrainConfig,
+    spec: &Spec,
+    meta: &Meta,
+    start: Option<&Start>,
+) -> Result<Input> {
     let classes = meta.classes.len();
     let num_classes = *config.num_classes.get_or_insert(classes);
     if num_classes < classes {
         let problem = format!("must be at least the {classes} classes of {}, found {num_classes}", meta.name);
         return Err(Error::config("num_classes", problem));
     }
+    let trained_on = start.and_then(|start| start.input.as_ref());
     let in_chans = *config.in_chans.get_or_insert(meta.shape[0]);
-    let side = if meta.fixed_size { meta.shape[1] } else { spec.input[1] };
+    let side = match trained_on {
+        _ if meta.fixed_size => meta.shape[1],
+        Some(input) => input.image_size,
+        None => spec.input[1],
+    };
     let image_size = *config.image_size.get_or_insert(side);
-    let mean = config.mean.get_or_insert_with(|| decimal(&with_channels(&meta.mean, in_chans)));
-    let std = config.std.get_or_insert_with(|| decimal(&with_channels(&meta.std, in_chans)));
+    let resize = match trained_on {
+        Some(input) if !meta.fixed_size && input.image_size == image_size => input.resize,
+        _ => Preprocess::for_dataset(meta, image_size, in_chans).resize,
+    };
+    let resize = *config.resize.get_or_insert(resize);
+    let usual = trained_on.map_or((&meta.mean, &meta.std), |input| (&input.mean, &input.std));
+    let mean = config.mean.get_or_insert_with(|| decimal(&with_channels(usual.0, in_chans)));
+    let std = config.std.get_or_insert_with(|| decimal(&with_channels(usual.1, in_chans)));
     for (key, values) in [("mean", &*mean), ("std", &*std)] {
         if values.len() != in_chans {
             let problem = format!("needs a value for each of {in_chans} channels, found {}", values.len());
@@ -67,8 +87,9 @@ pub(crate) fn complete(config: &mut TrainConfig, spec: &Spec, meta: &Meta) -> Re
         }
     }
     let single = |values: &[f64]| values.iter().map(|&v| v as f32).collect();
-    let preprocess = zoo_data::Preprocess::for_dataset(meta, image_size, in_chans);
-    Ok(Input { in_chans, image_size, resize: preprocess.resize, mean: single(mean), std: single(std) })
+    let input = Input { in_chans, image_size, resize, mean: single(mean), std: single(std) };
+    input.preprocess().check()?;
+    Ok(input)
 }
 
 /// Statistics for another number of channels: repeated, or averaged, which is close enough to normalise by.

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, Var, bail};
 
-/// A running average of all variables of a model, running statistics included.
+/// A running average of the variables of a model that change, running statistics included.
 ///
 /// After step `t` (from 1) the average moves by `1 - min(decay, (1 + t) / (10 + t))` of its distance to the
 /// weights. The second term, TensorFlow's, lets the average forget the random start of short runs.
@@ -26,14 +26,6 @@ impl Ema {
             })
             .collect::<Result<_>>()?;
         Ok(Self { decay, averages })
-    }
-
-    /// Makes the averages equal to the weights again.
-    ///
-    /// # Errors
-    /// If the device cannot copy.
-    pub fn reset(&self) -> Result<()> {
-        self.averages.iter().try_for_each(|(_, var, average)| average.set(&var.as_detached_tensor()))
     }
 
     /// Takes in the weights after step `step`, counted from 1.

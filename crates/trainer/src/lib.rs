@@ -7,6 +7,7 @@
 mod checkpoint;
 mod config;
 mod data;
+mod depth;
 mod ema;
 mod error;
 mod evaluate;
@@ -20,6 +21,7 @@ mod pass;
 mod recipes;
 mod run_dir;
 mod schedule;
+mod start;
 mod state;
 mod train;
 mod trainer;

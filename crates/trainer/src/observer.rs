@@ -3,6 +3,7 @@
 use crate::TrainConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use zoo::weights::Adapted;
 
 /// Hears of a run's progress. Every method does nothing unless it is written.
 pub trait Observer {
@@ -34,6 +35,9 @@ pub struct RunInfo<'a> {
     pub params: usize,
     /// Of these, how many are frozen.
     pub frozen: usize,
+    /// How the weights that the run starts from were made to fit; `None` without such weights, and in a run that
+    /// is past its start.
+    pub adapted: Option<&'a Adapted>,
     /// Training images.
     pub train_images: usize,
     /// Images evaluated on.
@@ -84,7 +88,8 @@ pub struct EpochRecord {
     pub lr: f64,
     /// Mean loss of the training images as they were used, label smoothing included.
     pub train_loss: f64,
-    /// Top-1 accuracy on the training images as they were used.
+    /// Top-1 accuracy on the training images as they were used; on mixed images, of the class with the larger
+    /// share.
     pub train_top1: f64,
     /// Mean cross-entropy of the held-out images.
     pub val_loss: f64,

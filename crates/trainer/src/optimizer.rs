@@ -22,6 +22,8 @@ pub struct Optimizer {
     config: SgdConfig,
     parameters: Vec<(String, Var)>,
     velocities: Vec<Var>,
+    /// What the learning rate of each parameter is multiplied by.
+    lr_scales: Vec<f64>,
 }
 
 impl Optimizer {
@@ -34,7 +36,15 @@ impl Optimizer {
             .iter()
             .map(|(_, var)| Var::zeros(var.shape(), var.dtype(), var.device()))
             .collect::<Result<_>>()?;
-        Ok(Self { config, parameters, velocities })
+        let lr_scales = vec![1.0; parameters.len()];
+        Ok(Self { config, parameters, velocities, lr_scales })
+    }
+
+    /// With learning rates of their own: that of a parameter is multiplied by what `scale` gives for its name.
+    #[must_use]
+    pub fn scale_lr(mut self, scale: impl Fn(&str) -> f64) -> Self {
+        self.lr_scales = self.parameters.iter().map(|(name, _)| scale(name)).collect();
+        self
     }
 
     /// What is optimized, in the order that gradients must have.
@@ -51,10 +61,10 @@ impl Optimizer {
             bail!("{} gradients for {} parameters", gradients.iter().len(), self.parameters.len());
         }
         let SgdConfig { momentum, nesterov, weight_decay } = self.config;
-        for (((_, var), velocity), gradient) in
-            self.parameters.iter().zip(&self.velocities).zip(gradients.iter())
-        {
+        let state = self.parameters.iter().zip(&self.velocities).zip(&self.lr_scales);
+        for ((((_, var), velocity), scale), gradient) in state.zip(gradients.iter()) {
             let Some(gradient) = gradient else { continue };
+            let lr = lr * scale;
             let weight_decay = if var.rank() >= 2 { weight_decay } else { 0.0 };
             sgd_step(var, velocity, gradient, &Sgd { lr, momentum, nesterov, weight_decay })?;
         }

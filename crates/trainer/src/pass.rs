@@ -21,17 +21,16 @@ pub struct Pass {
 /// returns.
 ///
 /// # Errors
-/// If the images do not fit the model, or a label its classes.
+/// If the images do not fit the model, or a target its classes.
 pub fn train_pass(
     model: &Model,
     xs: &FeatureMap,
-    labels: &[u32],
+    targets: &Targets,
     label_smoothing: f64,
     scale: f64,
 ) -> Result<Pass> {
     let logits = model.forward(xs, true)?;
-    let labels = Tensor::new(labels, logits.device())?;
-    let loss = cross_entropy(&logits, &Targets::Classes(labels), label_smoothing, None)?;
+    let loss = cross_entropy(&logits, targets, label_smoothing, None)?;
     let value = loss.to_scalar::<f32>()?;
     let gradients = if scale == 1.0 { backward(&loss)? } else { backward(&loss.affine(scale, 0.0)?)? };
     Ok(Pass { loss: f64::from(value), logits: logits.detach(), gradients })

@@ -7,11 +7,13 @@ use crate::observer::{EpochRecord, Observer, Outcome, StepInfo};
 use crate::pass::train_pass;
 use crate::state::{Best, EpochSums};
 use crate::{Error, Result, RunDir, Trainer};
+use candle_core::Tensor;
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use zoo_data::{Batch, Loader};
+use zoo_ops::Targets;
 
 /// Skipped images that are named one by one.
 const WARNINGS: usize = 10;
@@ -98,19 +100,29 @@ impl Trainer {
         let xs = self.input.normalise(batch, self.config.dtype.dtype(), &self.device)?;
         let planned = self.planned_images(group.index);
         let scale = batch.n as f64 / planned as f64;
-        let pass = train_pass(&self.model, &xs, &batch.labels, self.config.label_smoothing, scale)?;
+        let targets = self.targets(batch)?;
+        let pass = train_pass(&self.model, &xs, &targets, self.config.label_smoothing, scale)?;
         if !pass.loss.is_finite() {
             let step = self.progress.step;
             return Err(self.diverged(pass.loss, step + 1, self.schedule.lr(step)));
         }
         let mut metrics = Metrics::default();
-        metrics.update(&pass.logits, &batch.labels)?;
+        metrics.update(&pass.logits, batch.main_labels())?;
         group.gradients.add(Gradients::take(self.optimizer.parameters(), pass.gradients))?;
         group.n += batch.n;
         group.top1 += metrics.top1;
         group.loss += pass.loss * batch.n as f64;
         group.next_batch = batch.number + 1;
         Ok(())
+    }
+
+    /// What the network should answer for a batch.
+    fn targets(&self, batch: &Batch) -> Result<Targets> {
+        let classes = self.model.config().num_classes;
+        Ok(match batch.soft_targets(classes) {
+            Some(soft) => Targets::Soft(Tensor::from_vec(soft, (batch.n, classes), &self.device)?),
+            None => Targets::Classes(Tensor::new(batch.labels.as_slice(), &self.device)?),
+        })
     }
 
     /// Images in a group of batches if all of them can be read.

@@ -1,18 +1,22 @@
 //! A run: its parts, and how they are saved.
 
-use crate::checkpoint::{self, Checkpoint, CheckpointMeta, CheckpointMetrics};
+use crate::checkpoint::{Checkpoint, CheckpointMeta, CheckpointMetrics};
 use crate::data::{TrainData, complete};
+use crate::depth::LayerRates;
 use crate::ema::Ema;
-use crate::freeze::unfrozen;
+use crate::freeze::{frozen, is_constant};
 use crate::input::Input;
 use crate::observer::{EpochRecord, Observer, RunInfo, RunSummary};
 use crate::optimizer::{Optimizer, SgdConfig};
 use crate::run_dir::MetricsLog;
 use crate::schedule::Schedule;
+use crate::start::Start;
 use crate::state::{self, Progress};
 use crate::{Error, Result, RunDir, TrainConfig};
 use candle_core::{Device, Tensor};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+use zoo::weights::Adapted;
 use zoo::{Config, Model, Params, Stem};
 use zoo_data::Loader;
 use zoo_ops::rng::Noise;
@@ -51,7 +55,9 @@ pub struct Trainer {
     pub(crate) progress: Progress,
     pub(crate) log: MetricsLog,
     pub(crate) saves: SaveClock,
-    frozen: usize,
+    /// Names of the parameters that stay as they are.
+    frozen: BTreeSet<String>,
+    adapted: Option<Adapted>,
 }
 
 impl Trainer {
@@ -61,9 +67,10 @@ impl Trainer {
     /// # Errors
     /// If settings, model, data and weights do not fit together, or the folder cannot be written.
     pub fn new(config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
-        let mut trainer = Self::build(config, data, dir, device)?;
+        config.validate()?;
+        let start = Start::read(&config, zoo::find(&config.model)?)?;
+        let mut trainer = Self::build(config, data, dir, device, start)?;
         trainer.log.cut(0)?;
-        trainer.start_from_weights()?;
         trainer.dir.save_config(&trainer.config)?;
         Ok(trainer)
     }
@@ -75,33 +82,44 @@ impl Trainer {
     /// If another process trains in the folder, a setting was changed that decides the weights, or the state
     /// does not fit; and as [`Trainer::new`].
     pub fn resume(config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
+        config.validate()?;
         let started_with = dir.config()?;
-        let mut trainer = Self::build(config, data, dir, device)?;
+        // Later on the weights that it started from need not be there any more.
+        let start = match dir.file(RunDir::STATE).exists() {
+            true => None,
+            false => Start::read(&config, zoo::find(&config.model)?)?,
+        };
+        let mut trainer = Self::build(config, data, dir, device, start)?;
         if let Some((key, was, is)) = started_with.conflict(&trainer.config) {
             let problem = format!("{key} was {was} and is now {is}; a run keeps its settings");
             return Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
         }
-        match state::read(&trainer.dir, &trainer.config)? {
-            Some(saved) => {
-                let (found, expected) = (trainer.train.dataset().len(), saved.progress.train_images);
-                if found != expected {
-                    let problem = format!("it had {expected} training images, now there are {found}");
-                    return Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
-                }
-                saved.restore(&trainer.params, &mut trainer.optimizer, trainer.ema.as_mut())?;
-                trainer.noise.set_calls(saved.progress.noise_calls);
-                trainer.progress = saved.progress;
+        if let Some(saved) = state::read(&trainer.dir, &trainer.config)? {
+            let (found, expected) = (trainer.train.dataset().len(), saved.progress.train_images);
+            if found != expected {
+                let problem = format!("it had {expected} training images, now there are {found}");
+                return Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
             }
-            None => trainer.start_from_weights()?,
+            saved.restore(&trainer.params, &mut trainer.optimizer, trainer.ema.as_mut())?;
+            trainer.noise.set_calls(saved.progress.noise_calls);
+            trainer.progress = saved.progress;
         }
         trainer.log.cut(trainer.progress.metrics_len)?;
         Ok(trainer)
     }
 
-    fn build(mut config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
-        config.validate()?;
+    fn build(
+        mut config: TrainConfig,
+        data: &TrainData,
+        dir: RunDir,
+        device: &Device,
+        start: Option<Start>,
+    ) -> Result<Self> {
         let spec = zoo::find(&config.model)?;
-        let input = complete(&mut config, spec, data.train.meta())?;
+        let input = complete(&mut config, spec, data.train.meta(), start.as_ref())?;
+        if let (Stem::Auto, Some(start)) = (config.stem, &start) {
+            config.stem = start.stem(spec, input.image_size)?;
+        }
         let (train, val) = data.loaders(&config)?;
         let noise = Noise::new(config.seed);
         let params = Params::new(config.seed);
@@ -110,14 +128,24 @@ impl Trainer {
             in_chans: input.in_chans,
             image_size: (input.image_size, input.image_size),
             dropout: config.dropout,
-            stem: Stem::Auto,
+            stem: config.stem,
             noise: noise.clone(),
         };
+        let model = Model::new(&config.model, model_config.clone(), params.var_builder(device))?;
+        let adapted = start.map(|start| start.load(spec, &params, data.train.meta())).transpose()?;
+        let rates = LayerRates::new(&model.trace(1, config.dtype.dtype())?, spec.head, &config);
+        let (mut trained, mut changing) = (params.trainable(), params.all());
+        let names: Vec<String> = trained.iter().map(|(name, _)| name.clone()).collect();
+        let frozen = frozen(&names, &config.freeze, spec.head)?;
+        trained.retain(|(name, _)| !frozen.contains(name));
+        changing.retain(|(name, _)| !is_constant(name, &frozen));
+        // Built again from the same parameters, of which those are constants now.
+        params.freeze(frozen.iter().cloned());
         let model = Model::new(&config.model, model_config, params.var_builder(device))?;
-        let (trained, frozen) = unfrozen(params.trainable(), &config.freeze)?;
         let TrainConfig { momentum, nesterov, weight_decay, .. } = config;
         let optimizer = Optimizer::new(trained, SgdConfig { momentum, nesterov, weight_decay })?;
-        let ema = if config.ema > 0.0 { Some(Ema::new(params.all(), config.ema)?) } else { None };
+        let optimizer = optimizer.scale_lr(|name| rates.of(name));
+        let ema = if config.ema > 0.0 { Some(Ema::new(changing, config.ema)?) } else { None };
         let schedule = config.schedule(train.batches().div_ceil(config.grad_accum) as u64);
         let progress = Progress { train_images: data.train.len(), ..Progress::default() };
         let log = MetricsLog::open(&dir)?;
@@ -140,17 +168,8 @@ impl Trainer {
             log,
             saves,
             frozen,
+            adapted,
         })
-    }
-
-    fn start_from_weights(&self) -> Result<()> {
-        let Some(path) = &self.config.weights else { return Ok(()) };
-        checkpoint::load(&self.params, &zoo::weights::read(path)?, path)?;
-        match &self.ema {
-            // The average starts where the weights do.
-            Some(ema) => Ok(ema.reset()?),
-            None => Ok(()),
-        }
     }
 
     /// The resolved settings.
@@ -169,11 +188,14 @@ impl Trainer {
     }
 
     pub(crate) fn info(&self) -> RunInfo<'_> {
+        let parameters = self.params.trainable();
+        let frozen = parameters.iter().filter(|(name, _)| self.frozen.contains(name));
         RunInfo {
             config: &self.config,
             dir: self.dir.path(),
-            params: self.params.trainable().iter().map(|(_, var)| var.elem_count()).sum(),
-            frozen: self.frozen,
+            params: parameters.iter().map(|(_, var)| var.elem_count()).sum(),
+            frozen: frozen.map(|(_, var)| var.elem_count()).sum(),
+            adapted: self.adapted.as_ref(),
             train_images: self.train.dataset().len(),
             val_images: self.val.dataset().len(),
             batches: self.train.batches(),
@@ -195,7 +217,8 @@ impl Trainer {
         }
     }
 
-    /// Writes a checkpoint of the weights that are evaluated: the averages, where there are averages.
+    /// Writes a checkpoint of the weights that are evaluated: the averages, where there are averages. What is
+    /// frozen has none.
     pub(crate) fn save_weights(&self, name: &str, observer: &mut dyn Observer) -> Result<()> {
         let meta = CheckpointMeta {
             model: self.config.model.clone(),
@@ -210,10 +233,10 @@ impl Trainer {
         };
         let path = self.dir.file(name);
         let variables = self.params.all();
-        let weights: Vec<(&str, &Tensor)> = match &self.ema {
-            Some(ema) => ema.state().collect(),
-            None => variables.iter().map(|(name, var)| (name.as_str(), var.as_tensor())).collect(),
-        };
+        let averages: BTreeMap<&str, &Tensor> = self.ema.iter().flat_map(Ema::state).collect();
+        let weights = variables.iter().map(|(name, var)| {
+            (name.as_str(), averages.get(name.as_str()).copied().unwrap_or(var.as_tensor()))
+        });
         Checkpoint::save(&path, &meta, weights)?;
         observer.saved(&path);
         Ok(())

@@ -87,10 +87,16 @@ impl Conv2d {
 pub struct BatchNorm2d {
     name: String,
     norm: zoo_ops::BatchNorm,
+    /// Whether γ and β are constants.
+    frozen: bool,
 }
 
 impl BatchNorm2d {
     /// γ 1, β 0.
+    ///
+    /// Where both are constants and not variables, because they are frozen ([`crate::Params::freeze`]) or come
+    /// from a file, this is a fixed function: in training too it normalises with its running statistics and leaves
+    /// them as they are, which takes a `bn.eval()` in PyTorch.
     ///
     /// # Errors
     /// If `vb` lacks the parameters or has them in other shapes.
@@ -98,10 +104,13 @@ impl BatchNorm2d {
         // From a `VarMap` or `Params` these are the variables themselves, so a checkpoint sees the updates.
         let running =
             |name, value| Var::from_tensor(&vb.get_with_hints(channels, name, Init::Const(value))?);
+        let weight = vb.get_with_hints(channels, "weight", Init::Const(1.0))?;
+        let bias = vb.get_with_hints(channels, "bias", Init::Const(0.0))?;
         Ok(Self {
+            frozen: !weight.track_op() && !bias.track_op(),
             norm: zoo_ops::BatchNorm {
-                weight: Some(vb.get_with_hints(channels, "weight", Init::Const(1.0))?),
-                bias: Some(vb.get_with_hints(channels, "bias", Init::Const(0.0))?),
+                weight: Some(weight),
+                bias: Some(bias),
                 running_mean: running("running_mean", 0.0)?,
                 running_var: running("running_var", 1.0)?,
                 eps: 1e-5,
@@ -128,6 +137,7 @@ impl BatchNorm2d {
     /// # Errors
     /// If the map does not fit.
     pub fn forward(&self, xs: &FeatureMap, activation: Activation, train: bool) -> Result<FeatureMap> {
+        let train = train && !self.frozen;
         Ok(zoo_ops::batch_norm(xs, &self.norm, None, activation, train)?.named(&self.name))
     }
 
@@ -142,6 +152,7 @@ impl BatchNorm2d {
         activation: Activation,
         train: bool,
     ) -> Result<FeatureMap> {
+        let train = train && !self.frozen;
         Ok(zoo_ops::batch_norm(xs, &self.norm, Some(residual), activation, train)?.named(&self.name))
     }
 }

@@ -7,7 +7,7 @@ use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The variables of a model by name, created as a model asks for them.
@@ -18,7 +18,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Params {
     /// `None` makes every initial value zero.
     seed: Option<u64>,
-    vars: Arc<Mutex<BTreeMap<String, Var>>>,
+    vars: Arc<Mutex<Variables>>,
+}
+
+#[derive(Debug, Default)]
+struct Variables {
+    by_name: BTreeMap<String, Var>,
+    frozen: BTreeSet<String>,
 }
 
 impl Params {
@@ -37,16 +43,25 @@ impl Params {
         VarBuilder::from_backend(Box::new(self.clone()), DType::F32, device.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Var>> {
+    fn lock(&self) -> MutexGuard<'_, Variables> {
         self.vars.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes variables constants for the models that are built from here afterwards: no gradient of them is
+    /// formed, what no trained layer comes before runs as in inference, and a normalisation whose parameters all
+    /// are constants keeps to its running statistics (see [`crate::layers::BatchNorm2d::new`]). They stay what
+    /// they are otherwise: loaded, listed and saved like the others. A model that was built before is not changed;
+    /// built again, it has the same values.
+    pub fn freeze(&self, names: impl IntoIterator<Item = String>) {
+        self.lock().frozen.extend(names);
     }
 
     /// All variables, buffers included, sorted by name.
     pub fn all(&self) -> Vec<(String, Var)> {
-        self.lock().iter().map(|(name, var)| (name.clone(), var.clone())).collect()
+        self.lock().by_name.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
     }
 
-    /// The parameters that training changes, sorted by name: all but running statistics.
+    /// The parameters that training changes unless they are frozen, sorted by name: all but running statistics.
     pub fn trainable(&self) -> Vec<(String, Var)> {
         let mut vars = self.all();
         vars.retain(|(name, _)| !is_buffer(name));
@@ -55,7 +70,7 @@ impl Params {
 
     /// Names and shapes, sorted by name.
     pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
-        self.lock().iter().map(|(name, var)| (name.clone(), var.dims().to_vec())).collect()
+        self.lock().by_name.iter().map(|(name, var)| (name.clone(), var.dims().to_vec())).collect()
     }
 
     /// Copies the tensors of a state dict into the variables, in their dtype and on their device.
@@ -127,11 +142,14 @@ fn draw(seed: u64, name: &str, shape: &Shape, init: Init) -> Vec<f32> {
 impl SimpleBackend for Params {
     fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
         let mut vars = self.lock();
-        if let Some(var) = vars.get(name) {
+        // A frozen variable's elements without its being one, so that nothing is differentiated by it.
+        let frozen = vars.frozen.contains(name);
+        let tensor = |var: &Var| if frozen { var.as_detached_tensor() } else { var.as_tensor().clone() };
+        if let Some(var) = vars.by_name.get(name) {
             if var.shape() != &shape {
                 bail!("parameter {name} has shape {:?}, asked for as {shape:?}", var.shape());
             }
-            return Ok(var.as_tensor().clone());
+            return Ok(tensor(var));
         }
         let var = match self.seed {
             Some(seed) => {
@@ -140,19 +158,19 @@ impl SimpleBackend for Params {
             }
             None => Var::zeros(shape, dtype, device)?,
         };
-        let tensor = var.as_tensor().clone();
-        vars.insert(name.to_string(), var);
+        let tensor = tensor(&var);
+        vars.by_name.insert(name.to_string(), var);
         Ok(tensor)
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
-        match self.lock().get(name) {
+        match self.lock().by_name.get(name) {
             Some(var) => Ok(var.as_tensor().clone()),
             None => bail!("there is no parameter {name}"),
         }
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.lock().contains_key(name)
+        self.lock().by_name.contains_key(name)
     }
 }

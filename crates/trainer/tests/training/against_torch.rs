@@ -4,7 +4,7 @@ use crate::formula;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use serde_json::Value;
 use zoo::{Config, Model, Params, Stem};
-use zoo_ops::FeatureMap;
+use zoo_ops::{FeatureMap, Targets};
 use zoo_trainer::{Gradients, Optimizer, Schedule, ScheduleKind, SgdConfig, train_pass};
 
 fn golden(name: &str) -> Value {
@@ -164,6 +164,7 @@ fn trajectory(name: &str, tolerance: f64) -> Result<()> {
         let images = golden["images"][step].as_str().unwrap();
         let images = formula::tensor(images, &input)?.to_dtype(DType::F32)?;
         let targets: Vec<u32> = (0..n).map(|i| ((i * 7 + step) % num_classes) as u32).collect();
+        let targets = Targets::Classes(Tensor::new(targets, &Device::Cpu)?);
         let smoothing = number(&golden["label_smoothing"]);
         let pass = train_pass(&model, &FeatureMap::from_nchw(&images)?, &targets, smoothing, 1.0)?;
         assert_close(&[pass.loss], &[*expected], tolerance * expected, &format!("loss of step {step}"));

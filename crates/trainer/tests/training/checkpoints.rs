@@ -82,7 +82,7 @@ fn a_run_starts_from_a_weight_file() {
 
     let other = TrainConfig { weights: Some(file), ..tiny::config("cifar_resnet20") };
     let error = tiny::new_trainer(&other, &folder.path().join("third")).unwrap_err().to_string();
-    assert!(error.contains("do not fit the model") && !error.contains('\n'), "{error}");
+    assert!(error.contains("these are not weights of cifar_resnet20") && !error.contains('\n'), "{error}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod accumulation;
 mod against_torch;
 mod checkpoints;
 mod failures;
+mod fine_tuning;
 #[path = "../../../ops/tests/formula/mod.rs"]
 mod formula;
 mod resume;

@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::Duration;
 use zoo_trainer::{Outcome, Precision, RunDir, TrainConfig};
 
-fn configs() -> [TrainConfig; 2] {
+fn configs() -> [TrainConfig; 3] {
     [
         TrainConfig {
             grad_accum: 2,
@@ -18,6 +18,7 @@ fn configs() -> [TrainConfig; 2] {
             ..tiny::config("lenet5")
         },
         TrainConfig { dtype: Precision::Bf16, ..tiny::config("cifar_resnet20") },
+        TrainConfig { ema: 0.9, ..tiny::fine_tuning() },
     ]
 }
 
@@ -63,7 +64,7 @@ fn stopped_at_any_step_or_evaluation() {
 #[test]
 fn saving_does_not_change_the_result() {
     let folder = tiny::folder();
-    let [config, _] = configs();
+    let [config, ..] = configs();
     let (rarely, always) = (folder.path().join("rarely"), folder.path().join("always"));
     tiny::finish(tiny::new_trainer(&config, &rarely).unwrap()).unwrap();
     tiny::finish(tiny::new_trainer(&TrainConfig { save_every: 1, ..config }, &always).unwrap()).unwrap();
@@ -73,7 +74,7 @@ fn saving_does_not_change_the_result() {
 #[test]
 fn a_finished_run_stays_finished() {
     let folder = tiny::folder();
-    let [config, _] = configs();
+    let [config, ..] = configs();
     tiny::finish(tiny::new_trainer(&config, folder.path()).unwrap()).unwrap();
     let before = (tiny::bytes(folder.path(), RunDir::LAST), tiny::metrics(folder.path()));
     let losses = tiny::finish(tiny::resumed_trainer(folder.path()).unwrap()).unwrap();

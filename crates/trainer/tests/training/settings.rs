@@ -36,6 +36,8 @@ fn toml_and_back_is_the_identity() {
         label_smoothing: 0.1,
         dropout: Some(0.5),
         augment: Augment::Trivial,
+        mixup: 0.2,
+        cutmix: 1.0,
         ema: 0.9999,
         clip_grad: 2.5,
         val_fraction: 0.125,
@@ -43,10 +45,15 @@ fn toml_and_back_is_the_identity() {
         limit_test: Some(100),
         shuffle: false,
         weights: Some(PathBuf::from("w.safetensors")),
+        pretrained: None,
         freeze: vec!["conv*".into(), "fc".into()],
+        backbone_lr_scale: 0.1,
+        layer_decay: 0.75,
         num_classes: Some(12),
         in_chans: Some(3),
         image_size: Some(30),
+        resize: Some(34),
+        stem: zoo::Stem::ImageNet,
         mean: Some(vec![0.1, 0.2, 0.3]),
         std: Some(vec![0.4, 0.5, 0.6]),
         seed: i64::MAX as u64,
@@ -56,7 +63,8 @@ fn toml_and_back_is_the_identity() {
         log_every: 5,
         save_every: 9,
     };
-    for config in [full, TrainConfig { model: "mlp".into(), ..TrainConfig::default() }] {
+    let published = TrainConfig { weights: None, pretrained: Some("imagenet1k_v1".into()), ..full.clone() };
+    for config in [full, published, TrainConfig { model: "mlp".into(), ..TrainConfig::default() }] {
         assert_eq!(TrainConfig::from_toml(&config.to_toml(), "text").unwrap(), config);
     }
 }
@@ -75,6 +83,22 @@ fn flags_beat_the_recipe_and_the_recipe_the_defaults() {
     // A run's own settings reproduce it.
     std::fs::write(&recipe, config.to_toml()).unwrap();
     assert_eq!(TrainConfig::resolve(Some(&recipe), &Table::new()).unwrap(), config);
+}
+
+/// What is given later makes what was given before meaningless: there is one place for weights to come from, and the
+/// size before the crop is that of a crop.
+#[test]
+fn settings_that_belong_together_are_replaced_together() {
+    let folder = tiny::folder();
+    let recipe = folder.path().join("recipe.toml");
+    let base = "model = \"resnet18\"\nimage_size = 224\nresize = 256\npretrained = \"imagenet1k_v1\"";
+    std::fs::write(&recipe, base).unwrap();
+    let config = |flags: &str| TrainConfig::resolve(Some(&recipe), &table(flags)).unwrap();
+    assert_eq!((config("").resize, config("").pretrained.as_deref()), (Some(256), Some("imagenet1k_v1")));
+    assert_eq!(config("image_size = 320").resize, None);
+    assert_eq!(config("image_size = 320\nresize = 400").resize, Some(400));
+    let other = config("weights = \"mine.pth\"");
+    assert_eq!((other.pretrained, other.weights), (None, Some(PathBuf::from("mine.pth"))));
 }
 
 /// A run of another length warms up for the same share of it, unless told how long.
@@ -127,6 +151,12 @@ fn senseless_values_are_refused() {
         ("warmup_epochs", "nan", "must be a finite number of at least 0, found NaN"),
         ("clip_grad", "-1.0", "must be a finite number of at least 0, found -1"),
         ("momentum", "1.0", "must be at least 0 and below 1, found 1"),
+        ("mixup", "-0.2", "must be a finite number of at least 0, found -0.2"),
+        ("cutmix", "inf", "must be a finite number of at least 0, found inf"),
+        ("backbone_lr_scale", "-1.0", "must be a finite number of at least 0, found -1"),
+        ("layer_decay", "0.0", "must be above 0 and at most 1, found 0"),
+        ("layer_decay", "nan", "must be above 0 and at most 1, found NaN"),
+        ("resize", "0", "must be at least 1, found 0"),
         ("ema", "nan", "must be at least 0 and below 1, found NaN"),
         ("dropout", "1.0", "must be at least 0 and below 1, found 1"),
         ("label_smoothing", "-0.1", "must be at least 0 and below 1, found -0.1"),
@@ -137,6 +167,9 @@ fn senseless_values_are_refused() {
         let error = refused(&format!("model = \"mlp\"\n{key} = {value}"));
         assert_eq!(error, format!("{key}: {part}"), "{key} = {value}");
     }
+    let error = refused("model = \"mlp\"\nweights = \"w\"\npretrained = \"a\"");
+    assert_eq!(error, "pretrained: cannot be combined with weights from a file");
+    assert!(refused("model = \"mlp\"\nstem = \"vgg\"").contains("stem: unknown variant `vgg`"));
     let error = refused("model = \"mlp\"\nmomentum = 0.0");
     assert_eq!(error, "nesterov: needs a momentum above 0");
     assert!(refused("model = \"mlp\"\nepochs = -1").starts_with("recipe.toml: epochs: "));
@@ -157,4 +190,5 @@ fn settings_that_do_not_fit_the_data_are_refused() {
     assert!(refused(|config| config.in_chans = Some(2)).contains("1 or 3 channels, found 2"));
     assert!(refused(|config| config.freeze = vec!["head".into()]).starts_with("freeze: 'head' matches no"));
     assert!(refused(|config| config.image_size = Some(4)).contains("too small"));
+    assert!(refused(|config| config.resize = Some(15)).contains("between the crop's 16 and 16384, found 15"));
 }

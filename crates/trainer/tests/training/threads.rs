@@ -6,7 +6,8 @@ use std::process::Stdio;
 use zoo_trainer::{RunDir, TrainConfig};
 
 fn config(model: &str) -> TrainConfig {
-    TrainConfig { epochs: 1, ..tiny::config(model) }
+    let config = if model == "cifar_resnet20b" { tiny::fine_tuning() } else { tiny::config(model) };
+    TrainConfig { epochs: 1, ..config }
 }
 
 /// The final weights and the losses of a run in a process with so many threads.
@@ -26,7 +27,7 @@ fn run_with(threads: &str, model: &str, folder: &Path) -> (Vec<u8>, String) {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let folder = tiny::folder();
-    for model in ["lenet5", "cifar_resnet20"] {
+    for model in ["lenet5", "cifar_resnet20", "cifar_resnet20b"] {
         let one = run_with("1", model, folder.path());
         for threads in ["2", "3", "4"] {
             let more = run_with(threads, model, folder.path());

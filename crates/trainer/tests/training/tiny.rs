@@ -55,6 +55,18 @@ pub(crate) fn config(model: &str) -> TrainConfig {
     }
 }
 
+/// All that fine-tuning adds, at once: frozen layers and normalisations, rates of their own, mixed images.
+pub(crate) fn fine_tuning() -> TrainConfig {
+    TrainConfig {
+        freeze: vec!["conv1".into(), "bn1".into(), "layer1".into(), "layer2.0.bn1".into()],
+        backbone_lr_scale: 0.3,
+        layer_decay: 0.9,
+        mixup: 0.4,
+        cutmix: 1.0,
+        ..config("cifar_resnet20b")
+    }
+}
+
 pub(crate) fn new_trainer(config: &TrainConfig, dir: &Path) -> Result<Trainer> {
     Trainer::new(config.clone(), &data(&config.model), RunDir::create(dir)?, &Device::Cpu)
 }

@@ -10,7 +10,7 @@ use std::fmt;
 pub struct Adapted {
     /// Input channels before and after, where they differ.
     pub in_chans: Option<(usize, usize)>,
-    /// Classes before and after, where they differ.
+    /// Numbers of classes before and after, where the head is new.
     pub num_classes: Option<(usize, usize)>,
     /// Parameters that the state dict does not give, in the order of the model: they keep their initial values.
     pub fresh: Vec<String>,
@@ -119,7 +119,10 @@ impl fmt::Display for Adapted {
             changes.push(format!("first convolution adapted from {from} to {to} channels"));
         }
         if let Some((from, to)) = self.num_classes {
-            changes.push(format!("new head for {to} classes instead of {from}"));
+            changes.push(match from == to {
+                true => format!("new head for {to} other classes"),
+                false => format!("new head for {to} classes instead of {from}"),
+            });
         }
         if self.fresh.iter().any(|name| is_auxiliary(name)) && self.num_classes.is_none() {
             changes.push("new auxiliary heads, which the weights lack".into());

@@ -1,0 +1,94 @@
+//! The weights that a run starts from, if it does not start at random.
+
+use crate::checkpoint::{CheckpointMeta, checkpoint_of};
+use crate::input::Input;
+use crate::{Error, Result, TrainConfig};
+use std::path::PathBuf;
+use zoo::weights::{self, Adapted, StateDict};
+use zoo::{Params, Spec, Stem, WeightFile, infer_config};
+use zoo_data::{CatalogEntry, Meta};
+
+/// Weights, and what is known of them.
+#[derive(Debug)]
+pub(crate) struct Start {
+    path: PathBuf,
+    state: StateDict,
+    /// How their images were prepared.
+    pub(crate) input: Option<Input>,
+    /// Names of their classes.
+    classes: Option<Vec<String>>,
+}
+
+impl Start {
+    /// Reads the weights that the settings name.
+    ///
+    /// # Errors
+    /// If there are no such weights, or their file cannot be read.
+    pub(crate) fn read(config: &TrainConfig, spec: &Spec) -> Result<Option<Self>> {
+        let Some(path) = &config.weights else { return Ok(None) };
+        let path = if path.is_dir() { checkpoint_of(path)? } else { path.clone() };
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file = zoo::facts(spec.name)?
+            .weights
+            .into_iter()
+            .find(|file| name.ends_with(file.url.rsplit('/').next().unwrap_or("-")));
+        if let Some(file) = file {
+            return Ok(Some(Self::published(path, &file)?));
+        }
+        let state = weights::read(&path)?;
+        let meta = CheckpointMeta::from_map(&state.metadata).ok();
+        let (input, classes) = meta.map(|meta| (meta.input, meta.classes)).unzip();
+        Ok(Some(Self { path, state, input, classes }))
+    }
+
+    fn published(path: PathBuf, file: &WeightFile) -> Result<Self> {
+        let how = &file.preprocessing;
+        let input = Input {
+            in_chans: how.mean.len(),
+            image_size: how.image_size,
+            resize: how.resize.unwrap_or(how.image_size),
+            mean: how.mean.clone(),
+            std: how.std.clone(),
+        };
+        let classes = CatalogEntry::find(&file.dataset).ok().map(|entry| entry.meta().classes);
+        Ok(Self { state: weights::read(&path)?, path, input: Some(input), classes })
+    }
+
+    /// The first layers that the weights have, for images of that side.
+    ///
+    /// # Errors
+    /// If these are no weights of the model.
+    pub(crate) fn stem(&self, spec: &Spec, image_size: usize) -> Result<Stem> {
+        Ok(infer_config(spec, &self.state, (image_size, image_size))
+            .map_err(|error| self.refuse(&error))?
+            .stem)
+    }
+
+    /// Gives the variables of a model their values. The head keeps its own if it is for other classes: as many
+    /// as the data have is not enough where the names are known.
+    ///
+    /// # Errors
+    /// If the weights do not fit, apart from the head and the channels of the first convolution.
+    pub(crate) fn load(mut self, spec: &Spec, params: &Params, data: &Meta) -> Result<Adapted> {
+        let mut adapted =
+            weights::adapt(spec, &mut self.state, &params.shapes()).map_err(|error| self.refuse(&error))?;
+        let others = self.classes.as_ref().is_some_and(|classes| *classes != data.classes);
+        if adapted.num_classes.is_none() && others {
+            let head = format!("{}.", spec.head);
+            let names: Vec<String> =
+                self.state.tensors.keys().filter(|name| name.starts_with(&head)).cloned().collect();
+            adapted.num_classes = Some((data.classes.len(), data.classes.len()));
+            for name in names {
+                self.state.tensors.remove(&name);
+                adapted.fresh.push(name);
+            }
+        }
+        params.load_except(&self.state, &adapted.fresh)?;
+        Ok(adapted)
+    }
+
+    fn refuse(&self, error: &candle_core::Error) -> Error {
+        let problem = error.to_string().lines().next().unwrap_or_default().to_string();
+        Error::Checkpoint { path: self.path.clone(), problem }
+    }
+}
