@@ -82,7 +82,8 @@ pub fn list(pattern: &str) -> Vec<&'static Spec> {
     registry().iter().filter(|spec| matches(pattern.as_bytes(), spec.name.as_bytes())).collect()
 }
 
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
+/// Whether a name matches a pattern, see [`list`].
+pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
     match pattern.split_first() {
         None => name.is_empty(),
         Some((b'*', rest)) => (0..=name.len()).any(|skip| matches(rest, &name[skip..])),

@@ -60,6 +60,47 @@ pub enum Reason {
         /// What the file holds.
         found: String,
     },
+    /// A file that was downloaded before is not what was published.
+    #[error(
+        "this is not the published file: its sha256 is {found}, expected {expected}; delete it to have it \
+         downloaded again"
+    )]
+    Stale {
+        /// The published hash, or its first digits.
+        expected: String,
+        /// The hash of the file.
+        found: String,
+    },
+    /// What a server sent is not what was published.
+    #[error("what {url} gives is not the published file: its sha256 is {found}, expected {expected}")]
+    Digest {
+        /// Where it came from.
+        url: String,
+        /// The published hash, or its first digits.
+        expected: String,
+        /// The hash of what came.
+        found: String,
+    },
+    /// A download failed. What had arrived is kept for the next attempt.
+    #[error(
+        "cannot download {url} ({problem}); the next attempt goes on where this one ended, or put the file there \
+         yourself"
+    )]
+    Download {
+        /// What was asked for.
+        url: String,
+        /// The cause in a few words.
+        problem: String,
+    },
+    /// The file is not here, and this build has no network code.
+    #[error(
+        "the file is not there, and this build cannot download it (it lacks the feature `hub`; `cargo build \
+         --release --features hub` has it); put {url} there yourself"
+    )]
+    NoHub {
+        /// Where it is published.
+        url: String,
+    },
     /// A tensor has elements of a type that is not read or written here.
     #[error("tensor `{tensor}` has elements of type {dtype}, which is not supported")]
     Dtype {

@@ -22,9 +22,12 @@
 mod adapt;
 mod atomic;
 mod check;
+mod digest;
 mod element;
 mod error;
+mod naming;
 mod pickle;
+mod published;
 mod safetensors;
 mod torch;
 
@@ -34,8 +37,11 @@ pub use adapt::{Adapted, adapt};
 pub use atomic::replace_file;
 pub use check::{Mismatch, Report, check};
 pub use error::{Error, Reason, Result};
+pub use naming::{Translated, translate};
+pub use published::{Cache, KnownBy, identify, published};
 
 use candle_core::Tensor;
+use error::one_line;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
