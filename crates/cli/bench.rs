@@ -181,12 +181,16 @@ impl Bench<'_> {
             (0..self.args.batch_size).map(|i| (i % self.config.num_classes) as u32).collect();
         let targets = Targets::Classes(Tensor::new(labels, &self.device)?);
         let sgd = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
-        let mut optimizer = Optimizer::new(params.trainable(), sgd)?;
+        // Inference has no use for its memory.
+        let mut optimizer = match self.args.mode {
+            Mode::Train => Some(Optimizer::new(params.trainable(), sgd)?),
+            Mode::Infer => None,
+        };
         let inference = Inference::default();
         let mut step = || -> Result<()> {
-            match self.args.mode {
-                Mode::Infer => settle(&inference.run(|| model.forward(&self.xs, false))?),
-                Mode::Train => {
+            match &mut optimizer {
+                None => settle(&inference.run(|| model.forward(&self.xs, false))?),
+                Some(optimizer) => {
                     let pass = train_pass(&model, &self.xs, &targets, 0.0, 1.0)?;
                     let gradients = Gradients::take(optimizer.parameters(), pass.gradients);
                     // So low that the weights stay finite however many steps are measured.
