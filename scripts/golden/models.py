@@ -21,8 +21,8 @@ NUM_CLASSES = 10
 # more than the first and last block of each stage.
 MAX_GRADS = 180
 
-# The keys of deeper networks are written by runs of equal blocks.
-MAX_KEYS = 1000
+# The stage and the number of a block in torchvision's ResNets.
+TORCHVISION_BLOCK = r"(layer\d+\.)(\d+)(?=\.)"
 
 
 def build(name, shape, dtype):
@@ -60,7 +60,7 @@ def chosen(model, names):
     """All names, or where they are many, those of the stem, the head and each stage's first and last block."""
     if len(names) <= MAX_GRADS:
         return names
-    pattern = families.block_pattern(model)
+    pattern = families.block_pattern(model, TORCHVISION_BLOCK)
     matches = {name: pattern.match(name) for name in names}
     blocks = {}
     for match in filter(None, matches.values()):
@@ -73,10 +73,10 @@ def chosen(model, names):
 
 
 def shapes(model, keys):
-    """[name, shape] of each key. Where they are many, `stage.{a..b}.name` stands for blocks of one shape."""
-    if len(keys) <= MAX_KEYS:
+    """[name, shape] of each key. Where the family names its blocks, `stage.{a..b}.name` is that of equal blocks."""
+    pattern, rows, runs = families.block_pattern(model, None), [], {}
+    if pattern is None:
         return [[name, list(value.shape)] for name, value in keys.items()]
-    pattern, rows, runs = families.block_pattern(model), [], {}
     for name, value in keys.items():
         match, shape = pattern.match(name), list(value.shape)
         run = match and runs.get((match[1], name[match.end() :], *shape))

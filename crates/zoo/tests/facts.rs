@@ -36,6 +36,31 @@ fn resnets_are_as_large_as_torchvision_says() -> Result<()> {
 }
 
 #[test]
+fn densenets_are_as_large_as_torchvision_says() -> Result<()> {
+    for (name, params, gmacs) in [
+        ("densenet121", 7_978_856, 2.834),
+        ("densenet161", 28_681_000, 7.728),
+        ("densenet169", 14_149_480, 3.360),
+        ("densenet201", 20_013_928, 4.291),
+    ] {
+        let facts = facts(name)?;
+        assert_eq!(facts.params, params, "{name}");
+        assert_eq!((facts.macs as f64 / 1e6).round() / 1e3, gmacs, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn networks_for_cifar_are_as_large_as_their_papers_say() -> Result<()> {
+    // Millions of parameters: wide residual networks, table 5; DenseNet, table 2; identity mappings, table 4,
+    // whose 10.2 million do not count normalisations.
+    for (name, millions) in [("wrn_28_10", 36.5), ("densenet_bc_100_12", 0.8), ("preact_resnet1001", 10.3)] {
+        assert_eq!((facts(name)?.params as f64 / 1e5).round() / 1e1, millions, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
 fn cifar_resnets_are_as_large_as_the_paper_says() -> Result<()> {
     // Table 6: millions of parameters.
     for (name, millions) in [("20", 0.27), ("32", 0.46), ("44", 0.66), ("56", 0.85), ("110", 1.73)]

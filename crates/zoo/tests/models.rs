@@ -120,9 +120,15 @@ fn initial_values_have_the_published_distribution() -> Result<()> {
     check("cifar_resnet20", "linear.weight", 2.0 / 64.0)?;
     check("cifar_resnet20b", "layer2.0.conv1.weight", 2.0 / (32.0 * 9.0))?;
     check("cifar_resnet20b", "fc.weight", 1.0 / (3.0 * 64.0))?;
-    // kuangliu: PyTorch's own.
+    // torchvision's DenseNet: fan_in; gpleiss: fan_out, of 12 maps. kuangliu: PyTorch's own.
+    check("densenet121", "features.denseblock2.denselayer3.conv2.weight", 2.0 / (128.0 * 9.0))?;
+    check("densenet_bc_100_12", "features.denseblock2.denselayer3.conv2.weight", 2.0 / (12.0 * 9.0))?;
+    check("resnext50_32x4d", "layer1.0.conv2.weight", 2.0 / (128.0 * 9.0))?;
     check("resnext29_32x4d", "layer1.0.conv2.weight", 1.0 / (3.0 * 4.0 * 9.0))?;
-    check("resnext50_32x4d", "layer1.0.conv2.weight", 2.0 / (128.0 * 9.0))
+    check("preact_resnet18", "layer2.0.shortcut.0.weight", 1.0 / (3.0 * 64.0))?;
+    // xternalz: fan_out. imgclsmob: uniform by fan_in with ReLU's gain.
+    check("wrn_16_4", "block2.layer.0.conv1.weight", 2.0 / (128.0 * 9.0))?;
+    check("preact_resnet1001", "features.stage1.unit2.body.conv2.conv.weight", 2.0 / (16.0 * 9.0))
 }
 
 #[test]

@@ -6,7 +6,7 @@ A module has
             None where they are those of the forward in train mode)
     build   (name, (c, h, w), num_classes) -> the model, for images of that size
 
-and, where its blocks are named otherwise than torchvision's ResNets name them,
+and, where it has many blocks that are named otherwise than torchvision's ResNets name them,
 
     BLOCK   a pattern that matches the beginning of a block's parameter names: the stage, and the block's number
 
@@ -40,11 +40,12 @@ def build(name: str, image: tuple[int, int, int], num_classes: int) -> nn.Module
     raise SystemExit(f"no family has a model {name}")
 
 
-def block_pattern(name: str) -> re.Pattern:
+def block_pattern(name: str, default: str | None) -> re.Pattern | None:
     """What the names of parameters in the blocks of `name` begin with; the groups are the stage and the block."""
     for family in FAMILIES:
         if any(name == case[0] for case in family.CASES):
-            return re.compile(getattr(family, "BLOCK", r"(layer\d+\.)(\d+)(?=\.)"))
+            pattern = getattr(family, "BLOCK", default)
+            return pattern and re.compile(pattern)
     raise SystemExit(f"no family has a model {name}")
 
 

@@ -45,11 +45,7 @@ pub(crate) fn specs() -> Vec<Spec> {
 }
 
 fn build(variant: &Variant, config: &Config, vb: VarBuilder<'_>) -> Result<Box<dyn Network>> {
-    let plan = Plan {
-        block: variant.block,
-        depths: &variant.depths,
-        ..Plan::torchvision(config)
-    };
+    let plan = Plan { block: variant.block, depths: &variant.depths, ..Plan::torchvision(config) };
     Ok(Box::new(ResNet::new(&plan, config, vb)?))
 }
 
