@@ -23,8 +23,10 @@ def _decisions(model, images):
         return relu(xs)
 
     def spy_max_pool2d(xs, kernel, stride=None, padding=0, dilation=1, **rest):
-        # Padding never wins, and a window that is zero throughout behind a ReLU decides nothing.
-        windows = F.unfold(F.pad(xs, (padding,) * 4, value=-1e30), kernel, stride=stride or kernel)
+        # Padding never wins, and a window that is zero throughout behind a ReLU decides nothing. With ceil_mode the
+        # last window may hang over the far edge.
+        far = padding + (stride or kernel) - 1 if rest.get("ceil_mode") else padding
+        windows = F.unfold(F.pad(xs, (padding, far) * 2, value=-1e30), kernel, stride=stride or kernel)
         top = windows.view(xs.shape[0], xs.shape[1], kernel * kernel, -1).topk(2, dim=2).values
         gap = top[:, :, 0] - top[:, :, 1]
         distances.append(torch.where((gap == 0) | (gap > 1e20), torch.inf, gap))

@@ -18,6 +18,11 @@ const RECIPES: &[(&str, &str)] =
 const FAMILIES: &[(&str, &str)] = &[
     ("lenet", "batch_size = 64\nlr = 0.02\naugment = \"none\""),
     ("mlp", "batch_size = 64\nlr = 0.02\naugment = \"none\""),
+    ("alexnet", "lr = 0.01"),
+    ("zfnet", "lr = 0.01"),
+    ("vgg", "lr = 0.02"),
+    ("nin", "lr = 0.02"),
+    ("squeezenet", "lr = 0.02"),
     ("cifar_resnet", "weight_decay = 1e-4"),
 ];
 
@@ -68,6 +73,6 @@ mod tests {
         assert_eq!(of_family["batch_size"].as_integer(), Some(64));
         let of_run = defaults("lenet", "lenet5", "mnist").unwrap();
         assert_eq!(of_run["dataset"].as_str(), Some("mnist"));
-        assert!(defaults("vgg", "vgg16", "shapes").unwrap().is_empty());
+        assert!(defaults("resnet", "resnet18", "shapes").unwrap().is_empty());
     }
 }

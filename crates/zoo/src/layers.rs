@@ -14,6 +14,10 @@ pub const KAIMING_FAN_OUT: Init =
 pub const KAIMING_FAN_IN: Init =
     Init::Kaiming { dist: NormalOrUniform::Normal, fan: FanInOut::FanIn, non_linearity: NonLinearity::ReLU };
 
+/// Kaiming's uniform initialisation by fan-in with ReLU's gain, as torchvision's SqueezeNet has it.
+pub const KAIMING_UNIFORM: Init =
+    Init::Kaiming { dist: NormalOrUniform::Uniform, fan: FanInOut::FanIn, non_linearity: NonLinearity::ReLU };
+
 /// PyTorch's default for the weights of convolutions and linear layers: uniform within ±1/√fan_in.
 pub const PYTORCH_DEFAULT: Init = Init::Kaiming {
     dist: NormalOrUniform::Uniform,
@@ -70,6 +74,22 @@ impl Conv2d {
         let bias = vb.get_with_hints(c_out, "bias", bias_init(fan_in))?;
         let conv = Self::new(c_in, c_out, kernel, config, PYTORCH_DEFAULT, vb)?;
         Ok(Self { bias: Some(bias), ..conv })
+    }
+
+    /// With a bias of 0, the weight drawn by `init`.
+    ///
+    /// # Errors
+    /// If `vb` lacks the parameters or has them in other shapes.
+    pub fn with_zero_bias(
+        c_in: usize,
+        c_out: usize,
+        kernel: (usize, usize),
+        config: Conv2dConfig,
+        init: Init,
+        vb: VarBuilder<'_>,
+    ) -> Result<Self> {
+        let bias = vb.get_with_hints(c_out, "bias", Init::Const(0.0))?;
+        Ok(Self { bias: Some(bias), ..Self::new(c_in, c_out, kernel, config, init, vb)? })
     }
 
     /// (n, h, w, c_in) to (n, h_out, w_out, c_out).

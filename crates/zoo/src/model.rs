@@ -78,7 +78,12 @@ pub fn infer_config(spec: &Spec, state: &StateDict, image_size: (usize, usize)) 
     let config = |stem| Config { num_classes, in_chans, image_size, stem, ..spec.config() };
     for stem in [Stem::Auto, Stem::Cifar, Stem::ImageNet] {
         let params = Params::zeros();
-        Model::new(spec.name, config(stem), params.var_builder(&Device::Cpu))?;
+        match Model::new(spec.name, config(stem), params.var_builder(&Device::Cpu)) {
+            Ok(_) => {}
+            // Another stem may need larger images.
+            Err(_) if stem != Stem::Auto => continue,
+            Err(error) => return Err(error),
+        }
         if check(&params.shapes(), state).is_match() {
             return Ok(config(stem));
         }
@@ -94,6 +99,17 @@ pub trait Network: Send + Sync {
     /// # Errors
     /// If the images do not fit the network.
     fn forward(&self, xs: &FeatureMap, train: bool) -> Result<FeatureMap>;
+}
+
+/// The side of the smallest square images that a network takes in the form that `config` chooses.
+fn smallest_side(spec: &'static Spec, config: &Config) -> Option<usize> {
+    let stem = if config.small_stem() { Stem::Cifar } else { Stem::ImageNet };
+    // Every network was published for images that it takes.
+    let largest = spec.input[1].max(spec.input[2]);
+    (1..=largest).find(|&side| {
+        let config = Config { image_size: (side, side), stem, ..config.clone() };
+        Model::fitting(spec, config, VarBuilder::zeros(DType::F32, &Device::Cpu)).is_ok()
+    })
 }
 
 /// A network with its parameters.
@@ -122,8 +138,25 @@ impl Model {
         if config.image_size.0 == 0 || config.image_size.1 == 0 {
             bail!("{name}: images of {}x{} pixels", config.image_size.0, config.image_size.1);
         }
+        match Self::fitting(spec, config.clone(), vb) {
+            Ok(model) => Ok(model),
+            Err(error) => match smallest_side(spec, &config) {
+                Some(side) if config.image_size.0.min(config.image_size.1) < side => bail!(
+                    "{name}: images of {}x{} pixels are too small; the smallest are {side}x{side}",
+                    config.image_size.0,
+                    config.image_size.1
+                ),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// A network that was seen to take images of the configured size.
+    fn fitting(spec: &'static Spec, config: Config, vb: VarBuilder<'_>) -> Result<Self> {
         let network = (spec.build)(&config, vb)?;
-        Ok(Self { spec, config, network })
+        let model = Self { spec, config, network };
+        model.trace(1, DType::F32)?;
+        Ok(model)
     }
 
     /// Builds the registered network `name` with the weights in `state`, in f32 on `device`. No initial values

@@ -14,7 +14,7 @@ fn counts_are_those_of_the_code() -> Result<()> {
 }
 
 #[test]
-fn resnets_are_as_large_as_torchvision_says() -> Result<()> {
+fn models_are_as_large_as_torchvision_says() -> Result<()> {
     // torchvision 0.22.1: parameters, and billions of multiply-adds to three places.
     for (name, params, gmacs) in [
         ("resnet18", 11_689_512, 1.814),
@@ -27,6 +27,17 @@ fn resnets_are_as_large_as_torchvision_says() -> Result<()> {
         ("resnext50_32x4d", 25_028_904, 4.230),
         ("resnext101_32x8d", 88_791_336, 16.414),
         ("resnext101_64x4d", 83_455_272, 15.460),
+        ("alexnet", 61_100_840, 0.714),
+        ("vgg11", 132_863_336, 7.609),
+        ("vgg13", 133_047_848, 11.308),
+        ("vgg16", 138_357_544, 15.470),
+        ("vgg19", 143_667_240, 19.632),
+        ("vgg11_bn", 132_868_840, 7.609),
+        ("vgg13_bn", 133_053_736, 11.308),
+        ("vgg16_bn", 138_365_992, 15.470),
+        ("vgg19_bn", 143_678_248, 19.632),
+        ("squeezenet1_0", 1_248_424, 0.819),
+        ("squeezenet1_1", 1_235_496, 0.349),
     ] {
         let facts = facts(name)?;
         assert_eq!(facts.params, params, "{name}");
@@ -67,6 +78,36 @@ fn cifar_resnets_are_as_large_as_the_paper_says() -> Result<()> {
         .map(|(d, m)| (format!("cifar_resnet{d}"), m))
     {
         assert_eq!((facts(&name)?.params as f64 / 1e4).round() / 1e2, millions, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn models_of_papers_without_counts_are_as_large_as_their_definitions_say() -> Result<()> {
+    // Weights and biases, layer by layer.
+    let conv = |kernel: usize, c_in: usize, c_out: usize| (kernel * kernel * c_in + 1) * c_out;
+    let linears = conv(1, 256 * 6 * 6, 4096) + conv(1, 4096, 4096) + conv(1, 4096, 1000);
+    let alexnet = conv(11, 3, 96)
+        + conv(5, 48, 256)
+        + conv(3, 256, 384)
+        + conv(3, 192, 384)
+        + conv(3, 192, 256)
+        + linears;
+    let zfnet = conv(7, 3, 96)
+        + conv(5, 96, 256)
+        + conv(3, 256, 384)
+        + conv(3, 384, 384)
+        + conv(3, 384, 256)
+        + linears;
+    let nin = conv(5, 3, 192)
+        + conv(1, 192, 160)
+        + conv(1, 160, 96)
+        + conv(5, 96, 192)
+        + 3 * conv(1, 192, 192)
+        + conv(3, 192, 192)
+        + conv(1, 192, 10);
+    for (name, params) in [("alexnet_2012", alexnet), ("zfnet", zfnet), ("nin", nin)] {
+        assert_eq!(facts(name)?.params, params, "{name}");
     }
     Ok(())
 }

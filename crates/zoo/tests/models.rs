@@ -92,9 +92,8 @@ fn moments(values: &[f32]) -> (f64, f64) {
 #[test]
 fn initial_values_have_the_published_distribution() -> Result<()> {
     // torchvision: normal with variance 2 / fan_out; the tolerance is four standard errors.
-    let check = |model: &str, weight: &str, variance: f64| -> Result<()> {
-        let spec = find(model)?;
-        let (_, params) = seeded(model, spec.config(), 3)?;
+    let check_of = |model: &str, config: Config, weight: &str, variance: f64| -> Result<()> {
+        let (_, params) = seeded(model, config, 3)?;
         let Some((_, var)) = params.all().into_iter().find(|(name, _)| name == weight) else {
             candle_core::bail!("no {weight}")
         };
@@ -107,6 +106,8 @@ fn initial_values_have_the_published_distribution() -> Result<()> {
         );
         Ok(())
     };
+    let check =
+        |model: &str, weight: &str, variance: f64| check_of(model, find(model)?.config(), weight, variance);
     check("resnet18", "conv1.weight", 2.0 / (64.0 * 49.0))?;
     check("resnet18", "layer2.0.downsample.0.weight", 2.0 / 128.0)?;
     check("resnet50", "layer1.0.conv3.weight", 2.0 / 256.0)?;
@@ -120,6 +121,18 @@ fn initial_values_have_the_published_distribution() -> Result<()> {
     check("cifar_resnet20", "linear.weight", 2.0 / 64.0)?;
     check("cifar_resnet20b", "layer2.0.conv1.weight", 2.0 / (32.0 * 9.0))?;
     check("cifar_resnet20b", "fc.weight", 1.0 / (3.0 * 64.0))?;
+    // torchvision: nn.Conv2d and nn.Linear as they are.
+    check("alexnet", "features.3.weight", 1.0 / (3.0 * 64.0 * 25.0))?;
+    check("alexnet_2012", "conv2.bias", 1.0 / (3.0 * 48.0 * 25.0))?;
+    check("zfnet", "conv2.weight", 1.0 / (3.0 * 96.0 * 25.0))?;
+    // Normal with variance 2 / fan_out, and with a deviation of 0.01.
+    let small = |name: &str| -> Result<Config> { Ok(small(find(name)?)) };
+    check_of("vgg11_bn", small("vgg11_bn")?, "features.4.weight", 2.0 / (128.0 * 9.0))?;
+    check_of("vgg11_bn", small("vgg11_bn")?, "classifier.0.weight", 1e-4)?;
+    check("nin", "features.8.weight", 2.0 / (96.0 * 25.0))?;
+    // kaiming_uniform_: variance 2 / fan_in.
+    check("squeezenet1_1", "features.3.squeeze.weight", 2.0 / 64.0)?;
+    check("squeezenet1_1", "classifier.1.weight", 1e-4)?;
     // torchvision's DenseNet: fan_in; gpleiss: fan_out, of 12 maps. kuangliu: PyTorch's own.
     check("densenet121", "features.denseblock2.denselayer3.conv2.weight", 2.0 / (128.0 * 9.0))?;
     check("densenet_bc_100_12", "features.denseblock2.denselayer3.conv2.weight", 2.0 / (12.0 * 9.0))?;
@@ -194,6 +207,18 @@ fn what_does_not_fit_is_refused_in_one_line() -> Result<()> {
         (message(build("resnet18", |c| c.image_size = (0, 32))), ["resnet18", "0x32 pixels"]),
         (message(build("lenet5", |c| c.image_size = (7, 28))), ["lenet5", "7x28 pixels are too small"]),
         (
+            message(build("alexnet", |c| c.image_size = (62, 90))),
+            ["alexnet: images of 62x90 pixels are too small", "smallest are 63x63"],
+        ),
+        (
+            message(build("zfnet", |c| c.image_size = (12, 9))),
+            ["zfnet: images of 12x9 pixels are too small", "smallest are 22x22"],
+        ),
+        (
+            message(build("squeezenet1_0", |c| (c.image_size, c.stem) = ((20, 200), Stem::ImageNet))),
+            ["squeezenet1_0: images of 20x200 pixels are too small", "smallest are 21x21"],
+        ),
+        (
             message(mlp.forward_t(&noise(&[1, 1, 32, 32], 0)?, false)),
             ["mlp", "images of 28x28, was given 32x32"],
         ),
@@ -259,6 +284,14 @@ fn weights_tell_their_configuration() -> Result<()> {
         // Weights with the CIFAR stem for images that would take the other one by default.
         ("resnet18", 10, 3, 96, Stem::Cifar),
         ("resnet50", 12, 4, 64, Stem::ImageNet),
+        ("alexnet", 10, 1, 64, Stem::ImageNet),
+        ("zfnet", 10, 3, 64, Stem::ImageNet),
+        ("vgg11_bn", 10, 3, 96, Stem::Cifar),
+        // Heads of 1x1 convolutions.
+        ("nin", 7, 4, 32, Stem::Auto),
+        ("nin_imagenet", 7, 3, 96, Stem::Cifar),
+        ("squeezenet1_0", 5, 4, 96, Stem::Cifar),
+        ("squeezenet1_1", 5, 1, 32, Stem::Auto),
     ] {
         let spec = find(name)?;
         let config = Config { num_classes, in_chans, image_size: (side, side), stem, ..spec.config() };

@@ -198,6 +198,17 @@ fn pools(cases: &mut Vec<Case>) {
             zoo_ops::subsample2d(&map(&t[0])?, 2)?.to_nchw()
         }));
     }
+    for shape in [[2, 3, 2, 2], [1, 17, 2, 5], [2, 8, 1, 2]] {
+        // Larger than the map along one axis or both.
+        let hanging =
+            if shape[2] == 1 { Window2d::square(2, 2) } else { Window2d::square(3, 2) }.ceil_mode(true);
+        cases.push(case(format!("max_pool2d {shape:?} {hanging:?}"), &[&shape], move |t| {
+            zoo_ops::max_pool2d(&map(&t[0])?, &hanging)?.to_nchw()
+        }));
+        cases.push(case(format!("avg_pool2d {shape:?} {hanging:?}"), &[&shape], move |t| {
+            zoo_ops::avg_pool2d(&map(&t[0])?, &hanging, true)?.to_nchw()
+        }));
+    }
     let dilated = Window2d { dilation: (2, 2), ..Window2d::square(2, 1) };
     cases.push(case("max_pool2d with dilation".into(), &[&[2, 3, 6, 7]], move |t| {
         zoo_ops::max_pool2d(&map(&t[0])?, &dilated)?.to_nchw()
