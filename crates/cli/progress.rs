@@ -211,6 +211,7 @@ fn extras(c: &TrainConfig) -> String {
         ("CutMix", c.cutmix),
         ("label smoothing", c.label_smoothing),
         ("dropout", c.dropout.unwrap_or(0.0)),
+        ("stochastic depth", c.drop_path.unwrap_or(0.0)),
         ("EMA", c.ema),
         ("gradients clipped at", c.clip_grad),
         ("held out", c.val_fraction),

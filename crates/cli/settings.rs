@@ -130,6 +130,9 @@ pub(crate) struct Settings {
     /// Probability of dropout, in models that have it
     #[arg(long, value_name = "P", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     dropout: Option<f64>,
+    /// Probability of stochastic depth at the end of the network, in models that have it
+    #[arg(long, value_name = "P", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
+    drop_path: Option<f64>,
     /// Evaluate and save a moving average of the weights with this decay, e.g. 0.999
     #[arg(long, value_name = "DECAY", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     ema: Option<f64>,

@@ -71,6 +71,9 @@ pub struct TrainConfig {
     /// Probability of dropout, in networks that have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
+    /// Probability of stochastic depth at the end of the network, in networks that have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drop_path: Option<f64>,
     /// Random changes to training images.
     #[serde(with = "augment_name")]
     pub augment: Augment,
@@ -174,6 +177,7 @@ impl Default for TrainConfig {
             warmup_epochs: 1.0,
             label_smoothing: 0.0,
             dropout: None,
+            drop_path: None,
             augment: Augment::Standard,
             mixup: 0.0,
             cutmix: 0.0,
@@ -359,6 +363,7 @@ impl TrainConfig {
             ("val_fraction", self.val_fraction),
             ("label_smoothing", self.label_smoothing),
             ("dropout", self.dropout.unwrap_or(0.0)),
+            ("drop_path", self.drop_path.unwrap_or(0.0)),
         ];
         shares.extend(self.milestones.iter().map(|&milestone| ("milestones", milestone)));
         if let Some((key, value)) = shares.iter().find(|(_, v)| !(0.0..1.0).contains(v)) {

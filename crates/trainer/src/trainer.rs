@@ -128,6 +128,7 @@ impl Trainer {
             in_chans: input.in_chans,
             image_size: (input.image_size, input.image_size),
             dropout: config.dropout,
+            drop_path: config.drop_path,
             stem: config.stem,
             noise: noise.clone(),
         };

@@ -27,7 +27,7 @@ pub const PYTORCH_DEFAULT: Init = Init::Kaiming {
 };
 
 /// PyTorch's default for biases: uniform within ±1/√fan_in of the layer.
-fn bias_init(fan_in: usize) -> Init {
+pub fn bias_init(fan_in: usize) -> Init {
     let bound = 1.0 / (fan_in as f64).sqrt();
     Init::Uniform { lo: -bound, up: bound }
 }
@@ -71,9 +71,23 @@ impl Conv2d {
         vb: VarBuilder<'_>,
     ) -> Result<Self> {
         let fan_in = c_in / config.groups.max(1) * kernel.0 * kernel.1;
-        let bias = vb.get_with_hints(c_out, "bias", bias_init(fan_in))?;
-        let conv = Self::new(c_in, c_out, kernel, config, PYTORCH_DEFAULT, vb)?;
-        Ok(Self { bias: Some(bias), ..conv })
+        Self::with_inits(c_in, c_out, kernel, config, (PYTORCH_DEFAULT, bias_init(fan_in)), vb)
+    }
+
+    /// With a bias; weight and bias are drawn by `inits`.
+    ///
+    /// # Errors
+    /// If `vb` lacks the parameters or has them in other shapes.
+    pub fn with_inits(
+        c_in: usize,
+        c_out: usize,
+        kernel: (usize, usize),
+        config: Conv2dConfig,
+        inits: (Init, Init),
+        vb: VarBuilder<'_>,
+    ) -> Result<Self> {
+        let bias = vb.get_with_hints(c_out, "bias", inits.1)?;
+        Ok(Self { bias: Some(bias), ..Self::new(c_in, c_out, kernel, config, inits.0, vb)? })
     }
 
     /// With a bias of 0, the weight drawn by `init`.
@@ -177,12 +191,12 @@ impl BatchNorm2d {
     }
 }
 
-/// A fully connected layer with weight (c_out, c_in) and bias (c_out), on maps of 1×1 pixels.
+/// A fully connected layer with weight (c_out, c_in) and optional bias (c_out), on maps of 1×1 pixels.
 #[derive(Debug)]
 pub struct Linear {
     name: String,
     weight: candle_core::Tensor,
-    bias: candle_core::Tensor,
+    bias: Option<candle_core::Tensor>,
 }
 
 impl Linear {
@@ -201,7 +215,7 @@ impl Linear {
     pub fn with_init(c_in: usize, c_out: usize, init: Init, vb: VarBuilder<'_>) -> Result<Self> {
         let weight = vb.get_with_hints((c_out, c_in), "weight", init)?;
         let bias = vb.get_with_hints(c_out, "bias", bias_init(c_in))?;
-        Ok(Self { name: vb.prefix(), weight, bias })
+        Ok(Self { name: vb.prefix(), weight, bias: Some(bias) })
     }
 
     /// The weight drawn by `init`, the bias 0.
@@ -211,7 +225,16 @@ impl Linear {
     pub fn with_zero_bias(c_in: usize, c_out: usize, init: Init, vb: VarBuilder<'_>) -> Result<Self> {
         let weight = vb.get_with_hints((c_out, c_in), "weight", init)?;
         let bias = vb.get_with_hints(c_out, "bias", Init::Const(0.0))?;
-        Ok(Self { name: vb.prefix(), weight, bias })
+        Ok(Self { name: vb.prefix(), weight, bias: Some(bias) })
+    }
+
+    /// Without a bias, the weight drawn by `init`.
+    ///
+    /// # Errors
+    /// If `vb` lacks the weight or has it in another shape.
+    pub fn without_bias(c_in: usize, c_out: usize, init: Init, vb: VarBuilder<'_>) -> Result<Self> {
+        let weight = vb.get_with_hints((c_out, c_in), "weight", init)?;
+        Ok(Self { name: vb.prefix(), weight, bias: None })
     }
 
     /// (n, 1, 1, c_in) to (n, 1, 1, c_out).
@@ -219,6 +242,108 @@ impl Linear {
     /// # Errors
     /// If the map does not fit.
     pub fn forward(&self, xs: &FeatureMap) -> Result<FeatureMap> {
-        Ok(zoo_ops::linear(xs, &self.weight, Some(&self.bias))?.named(&self.name))
+        Ok(zoo_ops::linear(xs, &self.weight, self.bias.as_ref())?.named(&self.name))
+    }
+}
+
+/// A convolution without bias, its normalisation and an activation: the building block of mobile networks, for
+/// torchvision a `Conv2dNormActivation`.
+#[derive(Debug)]
+pub struct ConvNorm {
+    conv: Conv2d,
+    norm: BatchNorm2d,
+    activation: Activation,
+}
+
+impl ConvNorm {
+    /// A square kernel, padded by half of itself; `shape` is (kernel, stride, groups), `paths` are those of the
+    /// convolution and of the normalisation.
+    ///
+    /// # Errors
+    /// If a parameter is missing or of another shape.
+    pub fn new(
+        c_in: usize,
+        c_out: usize,
+        shape: (usize, usize, usize),
+        activation: Activation,
+        init: Init,
+        paths: [VarBuilder<'_>; 2],
+    ) -> Result<Self> {
+        let ((kernel, stride, groups), [conv, norm]) = (shape, paths);
+        let config = Conv2dConfig::new(stride, kernel / 2).groups(groups);
+        Ok(Self {
+            conv: Conv2d::new(c_in, c_out, (kernel, kernel), config, init, conv)?,
+            norm: BatchNorm2d::new(c_out, norm)?,
+            activation,
+        })
+    }
+
+    /// With other constants of the normalisation.
+    pub fn norm(self, change: impl FnOnce(BatchNorm2d) -> BatchNorm2d) -> Self {
+        Self { norm: change(self.norm), ..self }
+    }
+
+    /// `activation(norm(conv(xs)))`: (n, h, w, c_in) to (n, h / stride, w / stride, c_out), rounded up.
+    ///
+    /// # Errors
+    /// If the map does not fit.
+    pub fn forward(&self, xs: &FeatureMap, train: bool) -> Result<FeatureMap> {
+        self.norm.forward(&self.conv.forward(xs)?, self.activation, train)
+    }
+
+    /// `activation(norm(conv(xs)) + residual)`.
+    ///
+    /// # Errors
+    /// If the maps do not fit.
+    pub fn forward_residual(
+        &self,
+        xs: &FeatureMap,
+        residual: &FeatureMap,
+        train: bool,
+    ) -> Result<FeatureMap> {
+        self.norm.forward_residual(&self.conv.forward(xs)?, residual, self.activation, train)
+    }
+}
+
+/// Squeeze-and-excitation (Hu, Shen and Sun, arXiv 1709.01507): channels times factors that two layers, the 1×1
+/// convolutions `fc1` and `fc2`, compute from their averages.
+#[derive(Debug)]
+pub struct SqueezeExcitation {
+    fc1: Conv2d,
+    fc2: Conv2d,
+    activations: [Activation; 2],
+}
+
+impl SqueezeExcitation {
+    /// Of `channels`, with `squeezed` of them between the layers, which are followed by `activations`. Weights are
+    /// drawn by Kaiming's rule with fan-out, biases by `bias` of the fan-in.
+    ///
+    /// # Errors
+    /// If `vb` lacks a parameter or has it in another shape.
+    pub fn new(
+        channels: usize,
+        squeezed: usize,
+        activations: [Activation; 2],
+        bias: fn(usize) -> Init,
+        vb: VarBuilder<'_>,
+    ) -> Result<Self> {
+        let layer = |c_in, c_out, vb| {
+            let inits = (KAIMING_FAN_OUT, bias(c_in));
+            Conv2d::with_inits(c_in, c_out, (1, 1), Conv2dConfig::new(1, 0), inits, vb)
+        };
+        let fc1 = layer(channels, squeezed, vb.pp("fc1"))?;
+        Ok(Self { fc1, fc2: layer(squeezed, channels, vb.pp("fc2"))?, activations })
+    }
+
+    /// (n, h, w, channels) to the same.
+    ///
+    /// # Errors
+    /// If the map does not fit.
+    pub fn forward(&self, xs: &FeatureMap) -> Result<FeatureMap> {
+        let mut factors = zoo_ops::global_avg_pool2d(xs)?;
+        for (layer, activation) in [&self.fc1, &self.fc2].into_iter().zip(self.activations) {
+            factors = zoo_ops::activation(&layer.forward(&factors)?, activation)?;
+        }
+        zoo_ops::gate(xs, &factors)
     }
 }

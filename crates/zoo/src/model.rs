@@ -32,9 +32,11 @@ pub struct Config {
     pub image_size: (usize, usize),
     /// Probability of dropout, in networks that have it; `None` is the network's own default.
     pub dropout: Option<f64>,
+    /// Probability of stochastic depth at the end of networks that have it; `None` is the network's own default.
+    pub drop_path: Option<f64>,
     /// The first layers, in networks with a choice.
     pub stem: Stem,
-    /// The source of dropout masks.
+    /// The source of the masks of both.
     pub noise: Noise,
 }
 

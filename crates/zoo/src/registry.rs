@@ -36,6 +36,7 @@ impl Spec {
             in_chans,
             image_size: (h, w),
             dropout: None,
+            drop_path: None,
             stem: Stem::Auto,
             noise: Noise::default(),
         }

@@ -139,6 +139,7 @@ impl<'a> Case<'a> {
             image_size: (h, w),
             // Masks cannot be those of PyTorch, so networks with dropout are compared without.
             dropout: Some(0.0),
+            drop_path: Some(0.0),
             stem: Stem::Auto,
             noise: Default::default(),
         };

@@ -101,6 +101,7 @@ fn frozen_parameters_stay() {
         in_chans: 1,
         image_size: (16, 16),
         dropout: None,
+        drop_path: None,
         stem: zoo::Stem::Auto,
         noise: Default::default(),
     };

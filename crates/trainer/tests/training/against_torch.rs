@@ -136,6 +136,7 @@ fn trajectory(name: &str, tolerance: f64) -> Result<()> {
         in_chans: input[1],
         image_size: (input[2], input[3]),
         dropout: None,
+        drop_path: None,
         stem: Stem::Auto,
         noise: Default::default(),
     };

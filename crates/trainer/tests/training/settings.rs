@@ -159,6 +159,7 @@ fn senseless_values_are_refused() {
         ("resize", "0", "must be at least 1, found 0"),
         ("ema", "nan", "must be at least 0 and below 1, found NaN"),
         ("dropout", "1.0", "must be at least 0 and below 1, found 1"),
+        ("drop_path", "-0.1", "must be at least 0 and below 1, found -0.1"),
         ("label_smoothing", "-0.1", "must be at least 0 and below 1, found -0.1"),
         ("milestones", "[0.5, 60.0]", "must be at least 0 and below 1, found 60"),
         ("std", "[0.2, 0.0, 0.1]", "each value must be finite and above 0, found 0"),
