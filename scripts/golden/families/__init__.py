@@ -10,6 +10,10 @@ and, where it has many blocks that are named otherwise than torchvision's ResNet
 
     BLOCK   a pattern that matches the beginning of a block's parameter names: the stage, and the block's number
 
+or else
+
+    GRADS   how many gradients a file holds at most, evenly spread
+
 and defines the models that torchvision lacks, under the state-dict keys their published weights have. Gradients must
 keep clear of kinks (see kinks.py), and the deeper a network, the smaller the images must be for that. Where that
 leaves too little to normalise a batch by, the gradients are those in eval mode, with the running statistics.
@@ -47,6 +51,14 @@ def block_pattern(name: str, default: str | None) -> re.Pattern | None:
             pattern = getattr(family, "BLOCK", default)
             return pattern and re.compile(pattern)
     raise SystemExit(f"no family has a model {name}")
+
+
+def max_grads(name: str) -> int | None:
+    """How many gradients the files of a model hold, where its family limits them."""
+    for family in FAMILIES:
+        if any(name == case[0] for case in family.CASES):
+            return getattr(family, "GRADS", None)
+    return None
 
 
 def macs(model: nn.Module, image: tuple[int, int, int]) -> int:
