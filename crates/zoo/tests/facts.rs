@@ -72,6 +72,38 @@ fn networks_for_cifar_are_as_large_as_their_papers_say() -> Result<()> {
 }
 
 #[test]
+fn mobile_networks_are_as_large_as_published() -> Result<()> {
+    // Parameters, and millions of multiply-adds: torchvision 0.29.2 for its models, else the papers.
+    for (name, params, mmacs) in [
+        ("mobilenet_v2", 3_504_872, 301),
+        ("mobilenet_v3_small", 2_542_856, 57),
+        ("mobilenet_v3_large", 5_483_032, 217),
+        ("shufflenet_v2_x0_5", 1_366_792, 40),
+        ("shufflenet_v2_x1_0", 2_278_604, 145),
+        ("shufflenet_v2_x1_5", 3_503_624, 296),
+        ("shufflenet_v2_x2_0", 7_393_996, 583),
+        ("efficientnet_b0", 5_288_548, 386),
+        ("mnasnet1_0", 4_383_312, 314),
+        ("regnet_x_400mf", 5_495_976, 414),
+        ("regnet_y_400mf", 4_344_144, 402),
+        // Tables 6 and 7 of arXiv 1704.04861 have 41, 149, 325 and 569 million; timm has the parameters.
+        ("mobilenet_v1_025", 470_072, 41),
+        ("mobilenet_v1_050", 1_331_592, 149),
+        ("mobilenet_v1_075", 2_585_560, 325),
+        ("mobilenet_v1_100", 4_231_976, 569),
+    ] {
+        let facts = facts(name)?;
+        assert_eq!(facts.params, params, "{name}");
+        assert_eq!((facts.macs as f64 / 1e6).round() as u64, mmacs, "{name}");
+    }
+    // The authors of ShuffleNet report 1.9 and 138 million, of which the latter includes more than is counted here.
+    let shufflenet = facts("shufflenet_v1")?;
+    assert_eq!((shufflenet.params + 50_000) / 100_000, 19);
+    assert_eq!(shufflenet.macs / 1_000_000, 137);
+    Ok(())
+}
+
+#[test]
 fn cifar_resnets_are_as_large_as_the_paper_says() -> Result<()> {
     // Table 6: millions of parameters.
     for (name, millions) in [("20", 0.27), ("32", 0.46), ("44", 0.66), ("56", 0.85), ("110", 1.73)]

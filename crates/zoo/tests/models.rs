@@ -5,6 +5,7 @@ use candle_nn::{Init, ModuleT};
 use rand::Rng;
 use zoo::weights::StateDict;
 use zoo::{Config, Model, Params, Spec, Stem, Summary, find, infer_config, layers, registry};
+use zoo_ops::rng::Noise;
 
 /// Images [n, c, h, w] of uniform noise of unit variance, from a seed.
 fn noise(shape: &[usize], seed: u64) -> Result<Tensor> {
@@ -17,7 +18,8 @@ fn noise(shape: &[usize], seed: u64) -> Result<Tensor> {
 /// A configuration for small images and ten classes.
 fn small(spec: &Spec) -> Config {
     let side = spec.input[1].min(32);
-    Config { num_classes: 10, image_size: (side, side), ..spec.config() }
+    // A block that stochastic depth leaves out gets no gradient.
+    Config { num_classes: 10, image_size: (side, side), drop_path: Some(0.0), ..spec.config() }
 }
 
 fn seeded(name: &str, config: Config, seed: u64) -> Result<(Model, Params)> {
@@ -141,7 +143,46 @@ fn initial_values_have_the_published_distribution() -> Result<()> {
     check("preact_resnet18", "layer2.0.shortcut.0.weight", 1.0 / (3.0 * 64.0))?;
     // xternalz: fan_out. imgclsmob: uniform by fan_in with ReLU's gain.
     check("wrn_16_4", "block2.layer.0.conv1.weight", 2.0 / (128.0 * 9.0))?;
-    check("preact_resnet1001", "features.stage1.unit2.body.conv2.conv.weight", 2.0 / (16.0 * 9.0))
+    check("preact_resnet1001", "features.stage1.unit2.body.conv2.conv.weight", 2.0 / (16.0 * 9.0))?;
+    // torchvision's fan-out disregards groups, timm's does not.
+    check("mobilenet_v2", "features.1.conv.0.0.weight", 2.0 / (32.0 * 9.0))?;
+    check("mobilenet_v2", "classifier.1.weight", 1e-4)?;
+    check("mobilenet_v1_100", "blocks.1.0.conv_dw.weight", 2.0 / 9.0)?;
+    check("mobilenet_v1_100", "blocks.1.0.conv_pw.weight", 2.0 / 128.0)?;
+    check("mobilenet_v1_025_leaky", "stage2.1.3.weight", 1.0 / (3.0 * 128.0))?;
+    check("mobilenet_v3_small", "features.4.block.2.fc1.weight", 2.0 / 24.0)?;
+    check("shufflenet_v2_x0_5", "stage2.1.branch2.0.weight", 1.0 / (3.0 * 24.0))?;
+    // megvii-model: the deviation is one over the inputs of a group.
+    check("shufflenet_v1", "features.1.branch_main_1.0.weight", 1.0 / (80.0 * 80.0))?;
+    check("efficientnet_b0", "classifier.1.weight", 1.0 / (3.0 * 1000.0))?;
+    check("mnasnet1_0", "classifier.1.weight", 1.0 / 1000.0)?;
+    check("regnet_y_400mf", "trunk_output.block1.block1-0.f.b.0.weight", 2.0 / (48.0 * 9.0))?;
+    check("regnet_y_400mf", "trunk_output.block1.block1-0.f.se.fc1.bias", 1.0 / (3.0 * 48.0))
+}
+
+#[test]
+fn stochastic_depth_leaves_images_out_in_training_only() -> Result<()> {
+    let spec = find("efficientnet_b0")?;
+    let images = noise(&[4, 3, 32, 32], 1)?;
+    let run = |drop_path, train, calls| {
+        let noise = Noise::new(3);
+        noise.set_calls(calls);
+        let config = Config { drop_path, dropout: Some(0.0), noise: noise.clone(), ..small(spec) };
+        let (model, _) = seeded(spec.name, config, 1)?;
+        let logits = values(&model.forward_t(&images, train)?);
+        Result::Ok((logits, noise.calls() - calls))
+    };
+    let (plain, masks) = run(Some(0.0), true, 0)?;
+    assert_eq!(masks, 0);
+    // The nine shortcuts, but not that of a block at depth 0: here it has none.
+    let (dropped, masks) = run(Some(0.9), true, 0)?;
+    assert_eq!(masks, 9);
+    assert_ne!(dropped, plain);
+    assert_eq!(run(Some(0.9), true, 0)?.0, dropped);
+    assert_ne!(run(Some(0.9), true, 100)?.0, dropped);
+    assert_eq!(run(None, true, 0)?.1, 9);
+    assert_eq!(run(Some(0.9), false, 0)?, run(Some(0.0), false, 0)?);
+    Ok(())
 }
 
 #[test]
@@ -292,6 +333,10 @@ fn weights_tell_their_configuration() -> Result<()> {
         ("nin_imagenet", 7, 3, 96, Stem::Cifar),
         ("squeezenet1_0", 5, 4, 96, Stem::Cifar),
         ("squeezenet1_1", 5, 1, 32, Stem::Auto),
+        ("mobilenet_v1_100", 5, 1, 32, Stem::Auto),
+        ("mobilenet_v1_025_leaky", 5, 3, 48, Stem::Auto),
+        ("mobilenet_v2_x0_5", 10, 3, 32, Stem::Auto),
+        ("shufflenet_v1", 7, 4, 32, Stem::Auto),
     ] {
         let spec = find(name)?;
         let config = Config { num_classes, in_chans, image_size: (side, side), stem, ..spec.config() };
