@@ -110,6 +110,11 @@ pub(super) fn panel_width() -> usize {
     kernels().width
 }
 
+/// Rows of a tile, at most.
+pub(super) fn tile_height() -> usize {
+    kernels().tiles.len()
+}
+
 /// Tiles of a column up to which the next panel is brought nearer.
 const FEW_TILES: usize = 8;
 

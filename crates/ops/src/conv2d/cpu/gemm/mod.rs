@@ -8,6 +8,7 @@
 
 mod correlation;
 mod narrow;
+mod pointwise;
 mod reach;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
@@ -81,6 +82,7 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
 pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
     match Wide::of(g) {
         _ if narrow::serves(g) => narrow::weight_gradient(g, xs, dys),
+        _ if pointwise::serves(g) => pointwise::weight_gradient(g, xs, dys),
         Some(wide) => wide.weight_gradient(&weight_gradient::run(&wide.g, xs, dys)),
         None => weight_gradient::run(g, xs, dys),
     }
