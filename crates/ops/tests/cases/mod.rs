@@ -31,7 +31,7 @@ fn map(xs: &Tensor) -> Result<FeatureMap> {
     FeatureMap::from_nchw(xs)
 }
 
-const ACTIVATIONS: [Activation; 9] = [
+const ACTIVATIONS: [Activation; 10] = [
     Activation::Identity,
     Activation::Relu,
     Activation::Relu6,
@@ -41,6 +41,7 @@ const ACTIVATIONS: [Activation; 9] = [
     Activation::Gelu,
     Activation::Silu,
     Activation::HardSwish,
+    Activation::HardSigmoid,
 ];
 
 /// n, c_in, h, w, c_out, kernel, stride, padding, dilation, groups
@@ -229,6 +230,18 @@ fn others(cases: &mut Vec<Case>) {
     }
     cases.push(case("add".into(), &[&[2, 3, 4, 5], &[2, 3, 4, 5]], |t| {
         zoo_ops::add(&map(&t[0])?, &map(&t[1].to_dtype(t[0].dtype())?)?)?.to_nchw()
+    }));
+    // Images of a few pixels share a task; a large one has several.
+    for shape in [[3, 17, 5, 7], [2, 4, 29, 20], [5, 33, 1, 1], [1, 1, 2, 3], [0, 3, 4, 4]] {
+        cases.push(case(format!("gate {shape:?}"), &[&shape, &[shape[0], shape[1], 1, 1]], |t| {
+            zoo_ops::gate(&map(&t[0])?, &map(&t[1].to_dtype(t[0].dtype())?)?)?.to_nchw()
+        }));
+    }
+    // The factors of a map come from the map itself.
+    cases.push(case("squeeze and excite".into(), &[&[3, 6, 9, 8]], |t| {
+        let xs = map(&t[0])?;
+        let factors = zoo_ops::activation(&zoo_ops::global_avg_pool2d(&xs)?, Activation::Sigmoid)?;
+        zoo_ops::gate(&xs, &factors)?.to_nchw()
     }));
     cases.push(case("concat and split".into(), &[&[2, 3, 4, 5], &[2, 6, 4, 5]], |t| {
         let both = zoo_ops::concat(&[&map(&t[0])?, &map(&t[1].to_dtype(t[0].dtype())?)?])?;
