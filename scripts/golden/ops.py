@@ -202,6 +202,15 @@ def channels():
     for groups in (2, 3):
         name = f"channel_shuffle.{groups}"
         yield run(name, "channel_shuffle", torch.channel_shuffle, {"input": xs}, {"groups": groups})
+    for radix in (2, 3):
+        yield run(
+            f"radix_softmax.{radix}",
+            "radix_softmax",
+            lambda input, radix: input.view(2, radix, -1).softmax(1).view(input.shape),
+            {"input": (2, 12, 1, 1)},
+            {"radix": radix},
+            scale=4.0,
+        )
     yield run("flatten.plain", "flatten", lambda input: input.flatten(1), {"input": xs}, {})
     yield run(
         "concat.plain",

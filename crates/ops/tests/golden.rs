@@ -142,6 +142,7 @@ fn apply(op: &str, params: &Params<'_>, t: &Inputs) -> Result<Tensor> {
             zoo_ops::local_response_norm(&xs, &norm)
         }
         "gate" => zoo_ops::gate(&xs, &FeatureMap::from_nchw(&t["gate"])?),
+        "radix_softmax" => zoo_ops::radix_softmax(&xs, params.count("radix")),
         "channel_shuffle" => zoo_ops::channel_shuffle(&xs, params.count("groups")),
         "flatten" => {
             let (n, _, _, _) = xs.dims();

@@ -251,6 +251,11 @@ fn others(cases: &mut Vec<Case>) {
     cases.push(case("channel_shuffle".into(), &[&[2, 6, 3, 2]], |t| {
         zoo_ops::channel_shuffle(&map(&t[0])?, 3)?.to_nchw()
     }));
+    for (radix, shape) in [(2, [3, 8, 1, 1]), (3, [2, 6, 3, 2]), (1, [2, 3, 1, 1])] {
+        cases.push(case(format!("radix_softmax {radix}"), &[&shape], move |t| {
+            zoo_ops::radix_softmax(&map(&t[0])?, radix)?.to_nchw()
+        }));
+    }
     cases.push(case("pad_channels".into(), &[&[2, 3, 3, 2]], |t| {
         zoo_ops::pad_channels(&map(&t[0])?, 1, 2)?.to_nchw()
     }));
