@@ -89,6 +89,8 @@ fn f32_tolerance(model: &str) -> Tolerance {
         "resnext50_32x4d" => (2e-5, 1e-5),
         "resnext101_32x8d" | "resnext101_64x4d" => (1e-4, 2e-5),
         "preact_resnet1001" => (9e-3, 3e-3),
+        "se_resnet50" => (9e-6, 1e-5),
+        "resnest50" => (1e-4, 2e-5),
         "wide_resnet50_2" => (4e-5, 1e-5),
         "wide_resnet101_2" => (3e-4, 4e-5),
         _ => (5e-6, 1e-5),

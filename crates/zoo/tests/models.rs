@@ -141,6 +141,9 @@ fn initial_values_have_the_published_distribution() -> Result<()> {
     check("resnext50_32x4d", "layer1.0.conv2.weight", 2.0 / (128.0 * 9.0))?;
     check("resnext29_32x4d", "layer1.0.conv2.weight", 1.0 / (3.0 * 4.0 * 9.0))?;
     check("preact_resnet18", "layer2.0.shortcut.0.weight", 1.0 / (3.0 * 64.0))?;
+    // timm: fan_out, and PyTorch's own biases.
+    check("se_resnet50", "layer1.0.se.fc1.weight", 2.0 / 16.0)?;
+    check("resnest50", "layer4.0.conv2.fc2.bias", 1.0 / (3.0 * 256.0))?;
     // xternalz: fan_out. imgclsmob: uniform by fan_in with ReLU's gain.
     check("wrn_16_4", "block2.layer.0.conv1.weight", 2.0 / (128.0 * 9.0))?;
     check("preact_resnet1001", "features.stage1.unit2.body.conv2.conv.weight", 2.0 / (16.0 * 9.0))?;

@@ -67,6 +67,7 @@ fn build(depth: usize, source: Source, config: &Config, vb: VarBuilder<'_>) -> R
         stem: StemKind::FullResolution(3),
         block: Block::Basic,
         shortcut,
+        squeeze: None,
         width: 16,
         depths: &[depth; 3],
         head: source.head(),

@@ -5,13 +5,18 @@
 //! stride and not the first 1×1 ("v1.5"). On images of at most 64 pixels the stem is a 3×3 convolution with
 //! stride 1 and no pooling, unless [`Config::stem`] says otherwise.
 
-use crate::layers::{BatchNorm2d, Conv2d, KAIMING_FAN_OUT, Linear, PYTORCH_DEFAULT};
+use crate::layers::{
+    BatchNorm2d, Conv2d, KAIMING_FAN_OUT, Linear, PYTORCH_DEFAULT, SqueezeExcitation, bias_init,
+};
 use crate::model::{Config, Network};
 use crate::registry::Spec;
 use candle_core::Result;
 use candle_nn::{Init, VarBuilder};
-use zoo_ops::Activation::{Identity, Relu};
-use zoo_ops::{Conv2dConfig, FeatureMap, Window2d, global_avg_pool2d, max_pool2d, pad_channels, subsample2d};
+use zoo_ops::Activation::{Identity, Relu, Sigmoid};
+use zoo_ops::{
+    Conv2dConfig, FeatureMap, Window2d, activation, add, global_avg_pool2d, max_pool2d, pad_channels,
+    subsample2d,
+};
 
 /// A row of table 1.
 struct Variant {
@@ -105,6 +110,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) stem: StemKind,
     pub(crate) block: Block,
     pub(crate) shortcut: ShortcutKind,
+    /// How many times fewer channels a gate of each residual function has between its layers; `None` is no gate.
+    pub(crate) squeeze: Option<usize>,
     /// Maps of the stem and of the first stage; each further stage has twice as many.
     pub(crate) width: usize,
     /// Blocks of each stage.
@@ -122,6 +129,7 @@ impl Plan<'_> {
             stem: if config.small_stem() { StemKind::FullResolution(3) } else { StemKind::ImageNet },
             block: RESNET_BOTTLENECK,
             shortcut: ShortcutKind::Projection("downsample"),
+            squeeze: None,
             width: 64,
             depths: &[],
             head: "fc",
@@ -185,6 +193,8 @@ impl Network for ResNet {
 struct ResidualBlock {
     /// Each followed by ReLU; in the last one the shortcut is added before it.
     convs: Vec<(Conv2d, BatchNorm2d)>,
+    /// Before the shortcut is added.
+    gate: Option<SqueezeExcitation>,
     shortcut: Shortcut,
 }
 
@@ -205,6 +215,10 @@ impl ResidualBlock {
             convs.push((conv, BatchNorm2d::new(c_out, bn)?));
             c = c_out;
         }
+        let gate = plan.squeeze.map(|reduction| {
+            let activations = [Relu, Sigmoid];
+            SqueezeExcitation::new(c, c / reduction, activations, bias_init, vb.pp("se"))
+        });
         let shortcut = match plan.shortcut {
             _ if stride == 1 && c_in == c => Shortcut::Identity,
             ShortcutKind::PadChannels => {
@@ -217,7 +231,7 @@ impl ResidualBlock {
                 Shortcut::Projection(conv, BatchNorm2d::new(c, vb.pp(1))?)
             }
         };
-        Ok(Self { convs, shortcut })
+        Ok(Self { convs, gate: gate.transpose()?, shortcut })
     }
 
     fn forward(&self, xs: &FeatureMap, train: bool) -> Result<FeatureMap> {
@@ -231,10 +245,13 @@ impl ResidualBlock {
         let mut ys = xs.clone();
         for (i, (conv, bn)) in self.convs.iter().enumerate() {
             ys = conv.forward(&ys)?;
-            ys = if i + 1 == self.convs.len() {
-                bn.forward_residual(&ys, &shortcut, Relu, train)?
-            } else {
-                bn.forward(&ys, Relu, train)?
+            ys = match &self.gate {
+                _ if i + 1 < self.convs.len() => bn.forward(&ys, Relu, train)?,
+                None => bn.forward_residual(&ys, &shortcut, Relu, train)?,
+                Some(gate) => {
+                    let ys = gate.forward(&bn.forward(&ys, Identity, train)?)?;
+                    activation(&add(&ys, &shortcut)?, Relu)?
+                }
             };
         }
         Ok(ys)
