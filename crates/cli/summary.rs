@@ -56,7 +56,11 @@ struct Summary {
     model: &'static str,
     params: usize,
     macs: u64,
+    /// Their `params` and `macs` add up to those above: layers of auxiliary heads are here if their parameters are
+    /// counted, and have no multiply-adds, because inference does not compute them.
     layers: Vec<Layer>,
+    #[serde(skip)]
+    auxiliary: Auxiliary,
     #[serde(skip)]
     input: [usize; 3],
     #[serde(skip)]
@@ -77,6 +81,13 @@ struct Layer {
     groups: usize,
 }
 
+/// What is known of auxiliary heads.
+#[derive(Debug)]
+struct Auxiliary {
+    params: usize,
+    counted: bool,
+}
+
 impl From<Row> for Layer {
     fn from(row: Row) -> Self {
         let Row { name, kind, window, groups, output, params, macs, receptive_field, algorithm: _ } = row;
@@ -94,11 +105,17 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<ExitCode> {
     let (h, w) = config.image_size;
     let summary = zoo::Summary::new(spec.name, &config)
         .with_context(|| format!("{} cannot take images of {h}x{w} pixels", spec.name))?;
+    let auxiliary = Auxiliary { params: summary.auxiliary_params(), counted: summary.params_with_auxiliary };
+    let mut layers: Vec<Layer> = summary.layers.into_iter().map(Layer::from).collect();
+    if auxiliary.counted {
+        layers.extend(summary.auxiliary.into_iter().map(|row| Layer { macs: 0, ..row.into() }));
+    }
     let summary = Summary {
         model: summary.model,
         params: summary.params,
         macs: summary.macs,
-        layers: summary.layers.into_iter().map(Layer::from).collect(),
+        layers,
+        auxiliary,
         input: [config.in_chans, config.image_size.0, config.image_size.1],
         num_classes: config.num_classes,
     };
@@ -121,9 +138,20 @@ fn text(summary: &Summary) -> String {
             layer.receptive_field.to_string(),
         ]);
     }
+    let auxiliary = match &summary.auxiliary {
+        Auxiliary { params: 0, .. } => String::new(),
+        Auxiliary { params, counted: true } => format!(
+            "of the parameters, {} are those of auxiliary heads, which training alone computes\n",
+            thousands(*params as u64)
+        ),
+        Auxiliary { params, counted: false } => format!(
+            "not counted: {} parameters of auxiliary heads, which training alone computes\n",
+            thousands(*params as u64)
+        ),
+    };
     format!(
         "{} on images of {}, {} classes\n\n{table}\n\n\
-         {} parameters ({} as f32), {} multiply-adds per image\n\
+         {} parameters ({} as f32), {} multiply-adds per image\n{auxiliary}\
          window: kernel, stride, padding, dilation, groups; sees: receptive field in input pixels",
         summary.model,
         dims(summary.input),

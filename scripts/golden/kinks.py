@@ -26,15 +26,16 @@ def _decisions(model, images):
         distances.append(xs.clone())
         return relu(xs)
 
-    def spy_max_pool2d(xs, kernel, stride=None, padding=0, dilation=1, **rest):
+    def spy_max_pool2d(xs, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, **rest):
         # Padding never wins, and a window that is zero throughout behind a ReLU decides nothing. With ceil_mode the
         # last window may hang over the far edge.
-        far = padding + (stride or kernel) - 1 if rest.get("ceil_mode") else padding
-        windows = F.unfold(F.pad(xs, (padding, far) * 2, value=-1e30), kernel, stride=stride or kernel)
+        kernel, stride = kernel_size, stride or kernel_size
+        far = padding + stride - 1 if ceil_mode else padding
+        windows = F.unfold(F.pad(xs, (padding, far) * 2, value=-1e30), kernel, stride=stride)
         top = windows.view(xs.shape[0], xs.shape[1], kernel * kernel, -1).topk(2, dim=2).values
         gap = top[:, :, 0] - top[:, :, 1]
         distances.append(torch.where((gap == 0) | (gap > 1e20), torch.inf, gap))
-        return max_pool2d(xs, kernel, stride, padding, dilation, **rest)
+        return max_pool2d(xs, kernel_size, stride, padding, dilation, ceil_mode, **rest)
 
     def spy(name):
         def spied(xs, *args, **rest):

@@ -29,20 +29,34 @@ def build(name, shape, dtype):
     return formula.fill(families.build(name, shape[1:], NUM_CLASSES), dtype)
 
 
+def outputs(name, model, images):
+    """The logits of `images`, and in train mode (loss weight, logits) of each auxiliary head."""
+    found = model(images)
+    if isinstance(found, torch.Tensor):
+        return found, []
+    return found.logits, [(weight, getattr(found, head)) for head, weight in families.attribute(name, "AUXILIARY", [])]
+
+
 def forward(name, images, shape, dtype, train):
-    """The logits of `images`, and the running statistics afterwards."""
+    """The outputs for `images`, and the running statistics afterwards."""
     model = build(name, shape, dtype).train(train)
     with torch.no_grad():
-        logits = model(formula.tensor(images, shape, dtype))
-    return logits, {k: v for k, v in formula.entries(model).items() if "running_" in k}
+        logits, heads = outputs(name, model, formula.tensor(images, shape, dtype))
+    return logits, heads, {k: v for k, v in formula.entries(model).items() if "running_" in k}
 
 
 def gradients(name, images, shape, dtype, train):
-    """Mean cross-entropy against targets 7 i mod classes, and its gradient in each parameter."""
+    """Mean cross-entropy against targets 7 i mod classes, with that of each auxiliary head times its weight, and the
+    gradient of the sum in each parameter that has one (auxiliary heads have none in eval mode)."""
     model = build(name, shape, dtype).train(train)
-    loss = F.cross_entropy(model(formula.tensor(images, shape, dtype)), torch.arange(shape[0]) * 7 % NUM_CLASSES)
+    targets = torch.arange(shape[0]) * 7 % NUM_CLASSES
+    logits, heads = outputs(name, model, formula.tensor(images, shape, dtype))
+    loss = F.cross_entropy(logits, targets) + sum(weight * F.cross_entropy(head, targets) for weight, head in heads)
     loss.backward()
-    return loss.item(), {k: p.grad for k, p in model.named_parameters()}
+    grads = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    # A bias in front of a batch-norm has none in train mode, but for rounding.
+    least = 1e-9 * max(grad.norm() for grad in grads.values())
+    return loss.item(), {k: grad for k, grad in grads.items() if dtype != torch.float64 or grad.norm() > least}
 
 
 def clear_images(name, shape, train):
@@ -62,8 +76,12 @@ ZERO = 1e-12
 
 def chosen(model, grads):
     """The names of all gradients, or where they are many, of those of the stem, the head and each stage's first and
-    last block; a family may ask for fewer, evenly spread."""
+    last block; a family may ask for some by name, or for fewer,
+    evenly spread."""
     names = [name for name, grad in grads.items() if grad.norm() > ZERO]
+    prefixes = families.attribute(model, "GRAD_PREFIXES", [])
+    if prefixes:
+        return [name for name in names if name.startswith(tuple(prefixes))]
     few = families.max_grads(model)
     if few is not None and few < len(names):
         return [names[i * (len(names) - 1) // (few - 1)] for i in range(few)]
@@ -117,16 +135,21 @@ def file_name(name, shape, is_second):
 
 
 def write_case(name, shape, train_shape, grad_shape, is_second):
+    any_images = grad_shape == "f64"
+    grad_shape = None if any_images else grad_shape
     train_grads = grad_shape is None
-    images, margin = clear_images(name, grad_shape or train_shape, train_grads)
+    if any_images:
+        images, margin = "input", 0.0
+    else:
+        images, margin = clear_images(name, grad_shape or train_shape, train_grads)
     train_images = images if train_grads else "input"
 
     def compute(dtype):
-        logits, _ = forward(name, "input", shape, dtype, False)
-        train_logits, running = forward(name, train_images, train_shape, dtype, True)
-        return logits, train_logits, running, *gradients(name, images, grad_shape or train_shape, dtype, train_grads)
+        logits = forward(name, "input", shape, dtype, False)[0]
+        train_logits, heads, running = forward(name, train_images, train_shape, dtype, True)
+        return logits, train_logits, heads, running, *gradients(name, images, grad_shape or train_shape, dtype, train_grads)
 
-    logits, train_logits, running, loss, grads = compute(torch.float64)
+    logits, train_logits, heads, running, loss, grads = compute(torch.float64)
     single = compute(torch.float32)
     model = build(name, shape, torch.float64)
     keys = formula.entries(model)
@@ -148,6 +171,8 @@ def write_case(name, shape, train_shape, grad_shape, is_second):
         "train_images": train_images,
         "train_logits": train_logits.tolist(),
     }
+    if heads:
+        document["auxiliary"] = [{"loss_weight": weight, "logits": head.tolist()} for weight, head in heads]
     if running:
         # First, middle and last normalisation.
         layers = [k.removesuffix(".running_mean") for k in running if k.endswith(".running_mean")]
@@ -158,6 +183,7 @@ def write_case(name, shape, train_shape, grad_shape, is_second):
         "grad_mode": "train" if train_grads else "eval",
         "grad_input": grad_shape or train_shape,
         "grad_images": images,
+        "grad_clear": not any_images,
         "loss": loss,
         "grads": {
             k: formula.summary(k, grads[k]) | {"first": grads[k].flatten()[:3].tolist()} for k in chosen(name, grads)
@@ -166,15 +192,15 @@ def write_case(name, shape, train_shape, grad_shape, is_second):
     path = formula.write(
         f"crates/zoo/tests/golden/{file_name(name, shape, is_second)}",
         document,
-        by_line=("logits", "train_logits", "keys", "grads", "running"),
+        by_line=("logits", "train_logits", "auxiliary", "keys", "grads", "running"),
     )
-    running_error = max((relative(single[2][k], running[k]) for k in running), default=0)
+    running_error = max((relative(single[3][k], running[k]) for k in running), default=0)
     print(
         f"{path.name:24} {path.stat().st_size / 1024:4.1f} KiB  params {document['params']:>10,}"
         f"  MACs {document['macs']:>13,}  |logits| {logits.abs().max():7.2g}  |train| {train_logits.abs().max():5.2g}"
         f"  {images:9} margin {margin:5.1f}  f32 error: logits {relative(single[0], logits):.0e}"
         f"  train {relative(single[1], train_logits):.0e}  running {running_error:.0e}"
-        f"  grads {max(relative(single[4][k], grads[k]) for k in chosen(name, grads)):.0e}",
+        f"  grads {max(relative(single[5][k], grads[k]) for k in chosen(name, grads)):.0e}",
         flush=True,
     )
 

@@ -97,6 +97,7 @@ def max_pool2d():
     yield case("ceil", (2, 3, 8, 6), (3, 3), (2, 2), ceil_mode=True)
     # Here the last window would start in the far padding and is dropped.
     yield case("ceil_padded", MAP, (2, 2), (2, 2), padding=(1, 1), ceil_mode=True)
+    yield case("ceil_larger", (2, 3, 2, 1), (3, 2), (2, 2), ceil_mode=True)
     yield case("rectangular", MAP, (3, 2), (2, 3), padding=(1, 0))
     yield case("dilated", MAP, (2, 2), (1, 1), dilation=(3, 2))
     yield case("stride_gaps", MAP, (2, 2), (3, 3))

@@ -16,12 +16,24 @@ use candle_core::{Result, Tensor, bail};
 /// # Errors
 /// If the dimensions differ.
 pub fn add(a: &FeatureMap, b: &FeatureMap) -> Result<FeatureMap> {
+    add_scaled(a, b, 1.0)
+}
+
+/// `a + factor · b`: a residual connection whose residual is scaled down (arXiv 1602.07261, section 3.3).
+///
+/// # Errors
+/// If the dimensions differ.
+pub fn add_scaled(a: &FeatureMap, b: &FeatureMap, factor: f64) -> Result<FeatureMap> {
     if a.dims() != b.dims() {
         bail!("add: maps of {:?} and {:?} (n, h, w, c)", a.dims(), b.dims());
     }
     match (a.view()?, b.view()?) {
-        (View::Reference(a), View::Reference(b)) => Ok(FeatureMap::stored((a + b)?)),
-        (View::Cpu(a), View::Cpu(b)) => Ok(FeatureMap::slot(Sum.apply(&[&a, &b], &[], a.dims())?)),
+        (View::Reference(a), View::Reference(b)) if factor == 1.0 => Ok(FeatureMap::stored((a + b)?)),
+        (View::Reference(a), View::Reference(b)) => Ok(FeatureMap::stored((a + b.affine(factor, 0.0)?)?)),
+        (View::Cpu(a), View::Cpu(b)) => {
+            let sum = Sum { factor: factor as f32 };
+            Ok(FeatureMap::slot(sum.apply(&[&a, &b], &[], a.dims())?))
+        }
         (View::Traced(a), View::Traced(b)) => {
             Ok(FeatureMap::from_traced(a.clone().join(std::iter::once(b)).step(a.dims, Step::new("add"))))
         }
@@ -156,7 +168,10 @@ pub fn flatten(xs: &FeatureMap) -> Result<FeatureMap> {
 /// Pixels per task.
 const PIXELS: usize = 512;
 
-struct Sum;
+/// The first map and so many times the second.
+struct Sum {
+    factor: f32,
+}
 
 impl Kernel for Sum {
     const NAME: &'static str = "add";
@@ -166,28 +181,33 @@ impl Kernel for Sum {
         let mut ys = take::<T>(maps[0].len());
         chunks(&mut ys, CHUNK, |i, ys| {
             let at = i * CHUNK..i * CHUNK + ys.len();
-            sum(&maps[0][at.clone()], &maps[1][at], ys);
+            sum(&maps[0][at.clone()], &maps[1][at], self.factor, ys);
         });
         ys
     }
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
-        // The last one that wants the gradient takes it.
-        let copy = |gradient: &[T]| {
-            let mut copy = take::<T>(gradient.len());
-            copy.copy_from_slice(gradient);
-            copy
-        };
-        let first = (call.of_map[0] && call.of_map[1]).then(|| copy(call.gradient));
-        let last = Some(std::mem::take(call.gradient));
-        (if call.of_map[1] { vec![first, last] } else { vec![last, None] }, Vec::new())
+        let second = call.of_map[1].then(|| {
+            let mut dys = take::<T>(call.gradient.len());
+            scaled(call.gradient, self.factor, &mut dys);
+            dys
+        });
+        (vec![call.of_map[0].then(|| std::mem::take(call.gradient)), second], Vec::new())
     }
 }
 
 multiversion! {
-    fn sum<T: Element>(xs: &[T], others: &[T], ys: &mut [T]) {
+    fn sum<T: Element>(xs: &[T], others: &[T], factor: f32, ys: &mut [T]) {
         for ((y, &x), &other) in ys.iter_mut().zip(xs).zip(others) {
-            *y = T::from_f32(x.to_f32() + other.to_f32());
+            *y = T::from_f32(x.to_f32() + factor * other.to_f32());
+        }
+    }
+}
+
+multiversion! {
+    fn scaled<T: Element>(xs: &[T], factor: f32, ys: &mut [T]) {
+        for (y, &x) in ys.iter_mut().zip(xs) {
+            *y = T::from_f32(factor * x.to_f32());
         }
     }
 }

@@ -8,17 +8,17 @@ use zoo_ops::{FeatureMap, Targets, backward, cross_entropy};
 /// What a pass over a batch gives.
 #[derive(Debug)]
 pub struct Pass {
-    /// Mean loss over the batch.
+    /// Mean loss of the logits over the batch, without auxiliary heads.
     pub loss: f64,
     /// [n, classes], without the graph behind them.
     pub logits: Tensor,
-    /// Gradients of `scale` times the mean loss.
+    /// Gradients of `scale` times the mean loss, to which that of each auxiliary head is added, times its weight.
     pub gradients: GradStore,
 }
 
 /// Runs a model forward in training mode and backward. The gradients are those of the mean cross-entropy times
-/// `scale`, so that passes over the parts of a large batch can be added up. The graph is freed before this
-/// returns.
+/// `scale`, so that passes over the parts of a large batch can be added up. In a network with auxiliary heads it is
+/// that of the logits and, with their weights, that of each head's. The graph is freed before this returns.
 ///
 /// # Errors
 /// If the images do not fit the model, or a target its classes.
@@ -29,9 +29,13 @@ pub fn train_pass(
     label_smoothing: f64,
     scale: f64,
 ) -> Result<Pass> {
-    let logits = model.forward(xs, true)?;
-    let loss = cross_entropy(&logits, targets, label_smoothing, None)?;
-    let value = loss.to_scalar::<f32>()?;
-    let gradients = if scale == 1.0 { backward(&loss)? } else { backward(&loss.affine(scale, 0.0)?)? };
+    let (logits, heads) = model.forward_auxiliary(xs)?;
+    let mut total = cross_entropy(&logits, targets, label_smoothing, None)?;
+    let value = total.to_scalar::<f32>()?;
+    for head in &heads {
+        let loss = cross_entropy(&head.logits, targets, label_smoothing, None)?;
+        total = (total + loss.affine(head.loss_weight, 0.0)?)?;
+    }
+    let gradients = if scale == 1.0 { backward(&total)? } else { backward(&total.affine(scale, 0.0)?)? };
     Ok(Pass { loss: f64::from(value), logits: logits.detach(), gradients })
 }

@@ -23,6 +23,9 @@ pub struct Facts {
     pub differs: Vec<String>,
     /// Trainable parameters, for the published input and classes.
     pub params: usize,
+    /// Whether `params` has the parameters of auxiliary heads in it, as whoever published the number counts.
+    /// Multiply-adds never have theirs: they are those of inference.
+    pub params_with_auxiliary: bool,
     /// Multiply-adds of convolutions and linear layers for one image of the published size.
     pub macs: u64,
     /// Reported accuracies.
@@ -128,6 +131,8 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Entry {
     params: usize,
+    #[serde(default)]
+    params_with_auxiliary: bool,
     macs: u64,
     #[serde(default)]
     accuracy: Vec<Accuracy>,
@@ -170,6 +175,7 @@ impl File {
             source: self.source,
             differs: self.differs,
             params: entry.params,
+            params_with_auxiliary: entry.params_with_auxiliary,
             macs: entry.macs,
             accuracy: entry.accuracy,
         })

@@ -5,6 +5,7 @@
 //! that draws initial values from a seed.
 
 mod facts;
+mod inception;
 pub mod layers;
 mod model;
 pub mod models;
@@ -14,7 +15,7 @@ mod summary;
 pub mod weights;
 
 pub use facts::{Accuracy, Facts, Interpolation, Preprocessing, WeightFile, facts};
-pub use model::{Config, Model, Network, Stem, infer_config};
+pub use model::{Auxiliary, Config, Model, Network, Stem, infer_config};
 pub use params::Params;
 pub use registry::{Build, Spec, find, list, registry};
 pub use summary::Summary;

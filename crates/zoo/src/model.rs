@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{ModuleT, VarBuilder};
 use zoo_ops::FeatureMap;
 use zoo_ops::rng::Noise;
-use zoo_ops::trace::Row;
+use zoo_ops::trace::{Row, Trace};
 
 /// The first layers of a network that has a form for small images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,6 +101,26 @@ pub trait Network: Send + Sync {
     /// # Errors
     /// If the images do not fit the network.
     fn forward(&self, xs: &FeatureMap, train: bool) -> Result<FeatureMap>;
+
+    /// A forward pass in training mode: the logits as `forward` gives them, and those of each auxiliary head,
+    /// (n, 1, 1, num_classes) too. Most networks have no such heads; those that do run them after all other layers,
+    /// so that [`Model::trace_auxiliary`] can tell their rows from the others.
+    ///
+    /// # Errors
+    /// If the images do not fit the network.
+    fn forward_auxiliary(&self, xs: &FeatureMap) -> Result<(FeatureMap, Vec<Auxiliary<FeatureMap>>)> {
+        Ok((self.forward(xs, true)?, Vec::new()))
+    }
+}
+
+/// What an auxiliary head gives: a classifier on an inner map, which brings the layers below it a gradient of
+/// their own in training and is not there in inference (GoogLeNet, arXiv 1409.4842, section 5).
+#[derive(Debug, Clone)]
+pub struct Auxiliary<L> {
+    /// Its logits.
+    pub logits: L,
+    /// What its loss counts, where that of the network's own logits counts 1.
+    pub loss_weight: f64,
 }
 
 /// The side of the smallest square images that a network takes in the form that `config` chooses.
@@ -183,18 +203,35 @@ impl Model {
     /// # Errors
     /// If the images do not fit the network.
     pub fn forward(&self, xs: &FeatureMap, train: bool) -> Result<Tensor> {
+        self.explained(xs, |network| network.forward(xs, train))?.to_logits()
+    }
+
+    /// A forward pass in training mode: the logits [n, classes] in f32 of a batch of images, and those of each
+    /// auxiliary head. The loss to train with is that of the logits and, times its weight, that of each head.
+    ///
+    /// # Errors
+    /// If the images do not fit the network.
+    pub fn forward_auxiliary(&self, xs: &FeatureMap) -> Result<(Tensor, Vec<Auxiliary<Tensor>>)> {
+        let (logits, heads) = self.explained(xs, |network| network.forward_auxiliary(xs))?;
+        let heads = heads.into_iter().map(|Auxiliary { logits, loss_weight }| {
+            Ok(Auxiliary { logits: logits.to_logits()?, loss_weight })
+        });
+        Ok((logits.to_logits()?, heads.collect::<Result<_>>()?))
+    }
+
+    /// Runs the network, and says in its errors what images it was built for.
+    fn explained<T>(&self, xs: &FeatureMap, run: impl FnOnce(&dyn Network) -> Result<T>) -> Result<T> {
         let (_, h, w, c) = xs.dims();
         if c != self.config.in_chans {
             bail!("{}: expected images of {} channels, found {c}", self.spec.name, self.config.in_chans);
         }
-        match self.network.forward(xs, train) {
-            Ok(logits) => logits.to_logits(),
+        match run(self.network.as_ref()) {
             // Most failures come from images of another size than those that a linear layer was built for.
             Err(error) if (h, w) != self.config.image_size => {
                 let (name, expected) = (self.spec.name, self.config.image_size);
                 bail!("{name}, built for images of {}x{}, was given {h}x{w}: {error}", expected.0, expected.1)
             }
-            Err(error) => Err(error),
+            result => result,
         }
     }
 
@@ -213,10 +250,27 @@ impl Model {
     /// # Errors
     /// If an image of that size does not fit the network.
     pub fn trace(&self, batch_size: usize, dtype: DType) -> Result<Vec<Row>> {
-        let (h, w) = self.config.image_size;
-        let (xs, trace) = FeatureMap::traced((batch_size, h, w, self.config.in_chans), dtype, &Device::Cpu);
+        let (xs, trace) = self.traced(batch_size, dtype);
         self.network.forward(&xs, false)?;
         Ok(trace.rows())
+    }
+
+    /// The same of the auxiliary heads, which [`Model::trace`] leaves out.
+    ///
+    /// # Errors
+    /// If an image of that size does not fit the network.
+    pub fn trace_auxiliary(&self, batch_size: usize, dtype: DType) -> Result<Vec<Row>> {
+        let (xs, trace) = self.traced(batch_size, dtype);
+        self.network.forward(&xs, true)?;
+        let others = trace.rows().len();
+        let (xs, trace) = self.traced(batch_size, dtype);
+        self.network.forward_auxiliary(&xs)?;
+        Ok(trace.rows().split_off(others))
+    }
+
+    fn traced(&self, batch_size: usize, dtype: DType) -> (FeatureMap, Trace) {
+        let (h, w) = self.config.image_size;
+        FeatureMap::traced((batch_size, h, w, self.config.in_chans), dtype, &Device::Cpu)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a student asks of a network: its layers, their sizes and their costs.
 
+use crate::facts::facts;
 use crate::model::{Config, Model};
 use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
@@ -10,12 +11,17 @@ use zoo_ops::trace::Row;
 pub struct Summary {
     /// The model's name.
     pub model: &'static str,
-    /// Elements of trainable parameters.
+    /// Elements of trainable parameters: of the layers, and of the auxiliary heads if `params_with_auxiliary`.
     pub params: usize,
-    /// Multiply-adds per image; convolutions and linear layers only.
+    /// Multiply-adds per image in inference; convolutions and linear layers only.
     pub macs: u64,
     /// Its layers in the order of execution. A fused operator has a row for each of its parts.
     pub layers: Vec<Row>,
+    /// The layers of its auxiliary heads, which are there in training only.
+    pub auxiliary: Vec<Row>,
+    /// Whether the published number of parameters has those of the auxiliary heads in it: see
+    /// [`crate::Facts::params_with_auxiliary`].
+    pub params_with_auxiliary: bool,
 }
 
 impl Summary {
@@ -33,8 +39,7 @@ impl Summary {
     /// As [`Summary::new`].
     pub fn of_batch(name: &str, config: &Config, batch_size: usize, dtype: DType) -> Result<Self> {
         let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
-        let model = Model::new(name, config.clone(), vb)?;
-        Ok(Self::of_layers(&model, model.trace(batch_size, dtype)?))
+        Self::of_model(&Model::new(name, config.clone(), vb)?, batch_size, dtype)
     }
 
     /// Of a model that is there.
@@ -42,16 +47,28 @@ impl Summary {
     /// # Errors
     /// If an image of the configured size does not fit the network.
     pub fn of(model: &Model) -> Result<Self> {
-        Ok(Self::of_layers(model, model.trace(1, DType::F32)?))
+        Self::of_model(model, 1, DType::F32)
     }
 
-    fn of_layers(model: &Model, layers: Vec<Row>) -> Self {
-        Self {
-            model: model.spec().name,
-            params: layers.iter().map(|row| row.params).sum(),
+    fn of_model(model: &Model, batch_size: usize, dtype: DType) -> Result<Self> {
+        let name = model.spec().name;
+        let (layers, auxiliary) =
+            (model.trace(batch_size, dtype)?, model.trace_auxiliary(batch_size, dtype)?);
+        let params_with_auxiliary = facts(name)?.params_with_auxiliary;
+        let params = |rows: &[Row]| rows.iter().map(|row| row.params).sum::<usize>();
+        Ok(Self {
+            model: name,
+            params: params(&layers) + if params_with_auxiliary { params(&auxiliary) } else { 0 },
             macs: layers.iter().map(|row| row.macs).sum(),
             layers,
-        }
+            auxiliary,
+            params_with_auxiliary,
+        })
+    }
+
+    /// Elements of the auxiliary heads' parameters.
+    pub fn auxiliary_params(&self) -> usize {
+        self.auxiliary.iter().map(|row| row.params).sum()
     }
 }
 

@@ -47,6 +47,26 @@ fn models_are_as_large_as_torchvision_says() -> Result<()> {
 }
 
 #[test]
+fn inceptions_are_as_large_as_torchvision_and_timm_say() -> Result<()> {
+    // torchvision counts Inception v3's auxiliary head and not GoogLeNet's; multiply-adds never have them.
+    for (name, params, gmacs, auxiliary) in [
+        ("googlenet", 6_624_904, 1.498, 6_379_984),
+        ("inception_v3", 27_161_264, 5.713, 3_326_696),
+        // timm 1.0.31
+        ("inception_v4", 42_679_816, 12.254, 0),
+        // Cadene/pretrained-models.pytorch
+        ("inception_bn", 11_295_240, 2.033, 0),
+    ] {
+        let facts = facts(name)?;
+        assert_eq!(facts.params, params, "{name}");
+        assert_eq!((facts.macs as f64 / 1e6).round() / 1e3, gmacs, "{name}");
+        let summary = Summary::new(name, &zoo::find(name)?.config())?;
+        assert_eq!(summary.auxiliary_params(), auxiliary, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
 fn densenets_are_as_large_as_torchvision_says() -> Result<()> {
     for (name, params, gmacs) in [
         ("densenet121", 7_978_856, 2.834),

@@ -5,6 +5,7 @@ use candle_nn::{Init, ModuleT};
 use rand::Rng;
 use zoo::weights::StateDict;
 use zoo::{Config, Model, Params, Spec, Stem, Summary, find, infer_config, layers, registry};
+use zoo_ops::FeatureMap;
 use zoo_ops::rng::Noise;
 
 /// Images [n, c, h, w] of uniform noise of unit variance, from a seed.
@@ -49,9 +50,15 @@ fn every_parameter_gets_a_gradient() -> Result<()> {
         let (h, w) = config.image_size;
         let images = noise(&[2, config.in_chans, h, w], 1)?;
         let (model, params) = seeded(spec.name, config, 2)?;
-        let logits = model.forward_t(&images, true)?;
+        let (logits, heads) = model.forward_auxiliary(&FeatureMap::from_nchw(&images)?)?;
         assert_eq!(logits.dims(), [2, 10], "{}", spec.name);
-        let loss = candle_nn::loss::cross_entropy(&logits, &Tensor::new(&[3u32, 1], &Device::Cpu)?)?;
+        let targets = Tensor::new(&[3u32, 1], &Device::Cpu)?;
+        let mut loss = candle_nn::loss::cross_entropy(&logits, &targets)?;
+        for head in heads {
+            assert_eq!(head.logits.dims(), [2, 10], "{}", spec.name);
+            let auxiliary = candle_nn::loss::cross_entropy(&head.logits, &targets)?;
+            loss = (loss + auxiliary.affine(head.loss_weight, 0.0)?)?;
+        }
         let grads = loss.backward()?;
         for (name, var) in params.trainable() {
             let Some(grad) = grads.get(&var) else { candle_core::bail!("{}: {name} has none", spec.name) };
@@ -59,7 +66,9 @@ fn every_parameter_gets_a_gradient() -> Result<()> {
             assert!(norm > 0.0 && norm.is_finite(), "{}: {name}: squared norm {norm}", spec.name);
         }
         let trained: usize = params.trainable().iter().map(|(_, var)| var.elem_count()).sum();
-        assert_eq!(trained, Summary::of(&model)?.params, "{}", spec.name);
+        let summary = Summary::of(&model)?;
+        let rows = summary.layers.iter().chain(&summary.auxiliary);
+        assert_eq!(trained, rows.map(|row| row.params).sum::<usize>(), "{}", spec.name);
     }
     Ok(())
 }
@@ -118,6 +127,13 @@ fn initial_values_have_the_published_distribution() -> Result<()> {
     check("resnet18", "fc.bias", 1.0 / (3.0 * 512.0))?;
     check("lenet5", "conv2.weight", 1.0 / (3.0 * 150.0))?;
     check("lenet5", "fc1.bias", 1.0 / (3.0 * 400.0))?;
+    // torchvision's GoogLeNet and Inception v3: normal, cut off so far away that it makes no difference.
+    check("googlenet", "inception4a.branch2.1.conv.weight", 0.01 * 0.01)?;
+    check("googlenet", "aux1.fc1.weight", 0.01 * 0.01)?;
+    check("inception_v3", "Mixed_6b.branch7x7_2.conv.weight", 0.1 * 0.1)?;
+    check("inception_v3", "AuxLogits.fc.weight", 0.001 * 0.001)?;
+    check("inception_bn", "inception_4a_3x3.weight", 1.0 / (3.0 * 64.0 * 9.0))?;
+    check("inception_v4", "features.10.branch1.2.conv.weight", 1.0 / (3.0 * 224.0 * 9.0))?;
     // akamaster: normal with variance 2 / fan_in, the output layer too; chenyaofo: as torchvision.
     check("cifar_resnet20", "layer2.0.conv1.weight", 2.0 / (16.0 * 9.0))?;
     check("cifar_resnet20", "linear.weight", 2.0 / 64.0)?;
@@ -263,6 +279,14 @@ fn what_does_not_fit_is_refused_in_one_line() -> Result<()> {
             ["squeezenet1_0: images of 20x200 pixels are too small", "smallest are 21x21"],
         ),
         (
+            message(build("inception_v3", |c| c.image_size = (74, 80))),
+            ["74x80 pixels are too small", "smallest are 75x75"],
+        ),
+        (
+            message(build("googlenet", |c| (c.image_size, c.stem) = ((14, 15), Stem::ImageNet))),
+            ["14x15 pixels are too small", "smallest are 15x15"],
+        ),
+        (
             message(mlp.forward_t(&noise(&[1, 1, 32, 32], 0)?, false)),
             ["mlp", "images of 28x28, was given 32x32"],
         ),
@@ -300,6 +324,37 @@ fn loading_copies_every_tensor_or_nothing() -> Result<()> {
         assert_eq!(values(a), values(&b), "{name}");
     }
     Ok(())
+}
+
+#[test]
+fn auxiliary_heads_are_for_training_and_may_be_missing_in_weights() -> Result<()> {
+    let spec = find("googlenet")?;
+    let images = noise(&[2, 3, 16, 16], 1)?;
+    let config = || Config { image_size: (16, 16), num_classes: 10, dropout: Some(0.0), ..spec.config() };
+    let (model, params) = seeded(spec.name, config(), 1)?;
+    let (logits, heads) = model.forward_auxiliary(&FeatureMap::from_nchw(&images)?)?;
+    assert_eq!(heads.iter().map(|head| head.loss_weight).collect::<Vec<_>>(), [0.3, 0.3]);
+    assert!(heads.iter().all(|head| values(&head.logits) != values(&logits)));
+    // Batch statistics again, and no heads: the logits stay what they are.
+    assert_eq!(values(&model.forward_t(&images, true)?), values(&logits));
+
+    let expected = values(&model.forward_t(&images, false)?);
+    let mut without = state_of(&params);
+    without.tensors.retain(|name, _| !name.starts_with("aux"));
+    let inferred = infer_config(spec, &without, (16, 16))?;
+    let (copy, _) = Model::from_state_dict(spec.name, inferred, &without, &Device::Cpu)?;
+    assert_eq!(values(&copy.forward_t(&images, false)?), expected);
+    // Half a head is a mistake.
+    let mut half = state_of(&params);
+    half.tensors.remove("aux1.fc1.bias");
+    assert!(message(copy_into(&half)).contains("missing (aux1.fc1.bias)"));
+    Ok(())
+}
+
+/// GoogLeNet for small images with these weights.
+fn copy_into(state: &StateDict) -> Result<(Model, Params)> {
+    let spec = find("googlenet")?;
+    Model::from_state_dict(spec.name, infer_config(spec, state, (16, 16))?, state, &Device::Cpu)
 }
 
 #[test]

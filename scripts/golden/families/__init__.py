@@ -3,8 +3,11 @@
 A module has
 
     CASES   a list of (model, [n, c, h, w] in eval mode, [n, c, h, w] in train mode, [n, c, h, w] of the gradients or
-            None where they are those of the forward in train mode)
+            None where they are those of the forward in train mode, or "f64" where these are taken on images that do
+            not keep clear of kinks, for networks with too many of them, and are compared in f64 only)
     build   (name, (c, h, w), num_classes) -> the model, for images of that size
+    AUXILIARY (if its models have auxiliary heads) a list of (field of the output in train mode, weight of its loss)
+    GRAD_PREFIXES (if its models have very many parameters) how the names of those begin whose gradients are in the file
 
 and, where it has many blocks that are named otherwise than torchvision's ResNets name them,
 
@@ -59,6 +62,14 @@ def max_grads(name: str) -> int | None:
         if any(name == case[0] for case in family.CASES):
             return getattr(family, "GRADS", None)
     return None
+
+
+def attribute(name: str, attribute: str, default):
+    """What the family of the model `name` has under the name `attribute`."""
+    for family in FAMILIES:
+        if any(name == case[0] for case in family.CASES):
+            return getattr(family, attribute, default)
+    return default
 
 
 def macs(model: nn.Module, image: tuple[int, int, int]) -> int:
