@@ -75,6 +75,12 @@ impl Observer for Progress<'_> {
         self.first_step = Some(run.step);
         let settings = settings(run, &self.compute);
         self.text(&settings);
+        if let Some(differs) = run.translated.and_then(|translated| translated.differs) {
+            self.warning(&format!(
+                "the network of these weights differs from {}: {differs}",
+                run.config.model
+            ));
+        }
         if run.step > 0 {
             let epoch = run.epoch + 1;
             self.text(&format!("resumed at step {} in epoch {epoch}", thousands(run.step)));
@@ -171,8 +177,9 @@ fn model(run: &RunInfo<'_>) -> String {
 fn start(run: &RunInfo<'_>) -> String {
     let file = run.config.weights.as_ref().map(|path| path.display().to_string());
     let Some(start) = file.or_else(|| run.config.pretrained.clone()) else { return String::new() };
+    let names = run.translated.map(|translated| format!("names of {} translated, ", translated.source));
     match run.adapted {
-        Some(adapted) => format!("{start}: {adapted}"),
+        Some(adapted) => format!("{start}: {}{adapted}", names.unwrap_or_default()),
         None => start,
     }
 }

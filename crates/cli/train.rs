@@ -12,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
+use zoo::weights::{self, Cache};
 use zoo_trainer::{Error, Outcome, RunDir, RunSummary, TrainConfig, TrainData, Trainer};
 
 /// Where runs go that are given no folder.
@@ -23,6 +24,7 @@ const RUNS: &str = "runs";
 Examples:
   zoo train --model lenet5 --dataset shapes
   zoo train --model resnet18 --dataset cifar10 --epochs 30 --out runs/my-resnet
+  zoo train --model squeezenet1_0 --pretrained --dataset folder --data-dir photos --freeze backbone
   zoo train --resume runs/my-resnet
 
 What is not given comes from the model's recipe for the data set, then from the defaults.
@@ -58,7 +60,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     let flags = args.settings.flags(common)?;
     let Ready { mut trainer, image } = match &args.resume {
         Some(dir) => resumed(dir.as_deref(), flags, common, &device)?,
-        None => new(args, &flags, common, &device)?,
+        None => new(args, &flags, common, &device, printer)?,
     };
     let signals = Signals::listen()?;
     let mut progress = Progress::new(printer, common.compute(trainer.config().threads)?);
@@ -86,7 +88,13 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
 }
 
 /// A run in a folder of its own.
-fn new(args: &Args, flags: &toml::Table, common: &Common, device: &Device) -> Result<Ready> {
+fn new(
+    args: &Args,
+    flags: &toml::Table,
+    common: &Common,
+    device: &Device,
+    printer: &Printer,
+) -> Result<Ready> {
     let config = TrainConfig::resolve(args.recipe.as_deref(), flags)?;
     // Before the data, whose download may take minutes.
     let dir = match &args.out {
@@ -101,7 +109,7 @@ fn new(args: &Args, flags: &toml::Table, common: &Common, device: &Device) -> Re
             .context("cannot create a folder for the run; --out DIR chooses another place")?,
     };
     let path = dir.path().to_path_buf();
-    let ready = open_data(&config, common).and_then(|data| {
+    let ready = fetch_weights(&config, printer).and_then(|()| open_data(&config, common)).and_then(|data| {
         let image = data.val.path(0).map(Path::to_path_buf);
         Ok(Ready { trainer: Trainer::new(config, &data, dir, device)?, image })
     });
@@ -121,6 +129,21 @@ fn resumed(dir: Option<&Path>, flags: toml::Table, common: &Common, device: &Dev
     let data = open_data(&config, common)?;
     let image = data.val.path(0).map(Path::to_path_buf);
     Ok(Ready { trainer: Trainer::resume(config, &data, dir, device)?, image })
+}
+
+/// Downloads published weights that are not on this machine yet, with a bar; the trainer finds them then.
+fn fetch_weights(config: &TrainConfig, printer: &Printer) -> Result<()> {
+    let Some(tag) = &config.pretrained else { return Ok(()) };
+    let tag = Some(tag.as_str()).filter(|tag| *tag != TrainConfig::DEFAULT_TAG);
+    let file = weights::published(zoo::find(&config.model)?, tag)?;
+    let bar = printer.bar("{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}");
+    bar.set_message(format!("weights {}", file.tag));
+    let fetched = Cache::from_env()?.fetch(&file, &mut |done, total| {
+        bar.set_length(total.unwrap_or(done));
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    fetched.map(drop).map_err(Into::into)
 }
 
 /// Opens the data set, on as many threads as a recipe asks for if the command line does not say.

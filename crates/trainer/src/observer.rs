@@ -3,7 +3,7 @@
 use crate::TrainConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use zoo::weights::Adapted;
+use zoo::weights::{Adapted, Translated};
 
 /// Hears of a run's progress. Every method does nothing unless it is written.
 pub trait Observer {
@@ -38,6 +38,8 @@ pub struct RunInfo<'a> {
     /// How the weights that the run starts from were made to fit; `None` without such weights, and in a run that
     /// is past its start.
     pub adapted: Option<&'a Adapted>,
+    /// Whose names the weights had, where these were not the zoo's.
+    pub translated: Option<Translated>,
     /// Training images.
     pub train_images: usize,
     /// Images evaluated on.

@@ -4,7 +4,7 @@ use crate::checkpoint::{CheckpointMeta, checkpoint_of};
 use crate::input::Input;
 use crate::{Error, Result, TrainConfig};
 use std::path::PathBuf;
-use zoo::weights::{self, Adapted, StateDict};
+use zoo::weights::{self, Adapted, Cache, StateDict, Translated};
 use zoo::{Params, Spec, Stem, WeightFile, infer_config};
 use zoo_data::{CatalogEntry, Meta};
 
@@ -17,31 +17,36 @@ pub(crate) struct Start {
     pub(crate) input: Option<Input>,
     /// Names of their classes.
     classes: Option<Vec<String>>,
+    /// Whose names they had, where these were others.
+    pub(crate) translated: Option<Translated>,
 }
 
 impl Start {
-    /// Reads the weights that the settings name.
+    /// Reads the weights that the settings name. The tag of published weights is filled in.
     ///
     /// # Errors
     /// If there are no such weights, or their file cannot be read.
-    pub(crate) fn read(config: &TrainConfig, spec: &Spec) -> Result<Option<Self>> {
+    pub(crate) fn read(config: &mut TrainConfig, spec: &Spec) -> Result<Option<Self>> {
+        if let Some(tag) = &config.pretrained {
+            let tag = Some(tag.as_str()).filter(|tag| *tag != TrainConfig::DEFAULT_TAG);
+            let file = weights::published(spec, tag)?;
+            let path = Cache::from_env()?.fetch(&file, &mut |_, _| {})?;
+            config.pretrained = Some(file.tag.clone());
+            return Self::published(path, spec, &file).map(Some);
+        }
         let Some(path) = &config.weights else { return Ok(None) };
         let path = if path.is_dir() { checkpoint_of(path)? } else { path.clone() };
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let file = zoo::facts(spec.name)?
-            .weights
-            .into_iter()
-            .find(|file| name.ends_with(file.url.rsplit('/').next().unwrap_or("-")));
-        if let Some(file) = file {
-            return Ok(Some(Self::published(path, &file)?));
+        let known = zoo::facts(spec.name)?.weights;
+        if let Some((file, _)) = weights::identify(&known, &path)? {
+            return Self::published(path, spec, file).map(Some);
         }
         let state = weights::read(&path)?;
         let meta = CheckpointMeta::from_map(&state.metadata).ok();
         let (input, classes) = meta.map(|meta| (meta.input, meta.classes)).unzip();
-        Ok(Some(Self { path, state, input, classes }))
+        Self { path, state, input, classes, translated: None }.translate(spec).map(Some)
     }
 
-    fn published(path: PathBuf, file: &WeightFile) -> Result<Self> {
+    fn published(path: PathBuf, spec: &Spec, file: &WeightFile) -> Result<Self> {
         let how = &file.preprocessing;
         let input = Input {
             in_chans: how.mean.len(),
@@ -51,7 +56,14 @@ impl Start {
             std: how.std.clone(),
         };
         let classes = CatalogEntry::find(&file.dataset).ok().map(|entry| entry.meta().classes);
-        Ok(Self { state: weights::read(&path)?, path, input: Some(input), classes })
+        let state = weights::read(&path)?;
+        Self { path, state, input: Some(input), classes, translated: None }.translate(spec)
+    }
+
+    /// With the names that the zoo has.
+    fn translate(mut self, spec: &Spec) -> Result<Self> {
+        self.translated = weights::translate(spec, &mut self.state).map_err(|error| self.refuse(&error))?;
+        Ok(self)
     }
 
     /// The first layers that the weights have, for images of that side.

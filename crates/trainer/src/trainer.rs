@@ -16,7 +16,7 @@ use crate::{Error, Result, RunDir, TrainConfig};
 use candle_core::{Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
-use zoo::weights::Adapted;
+use zoo::weights::{Adapted, Translated};
 use zoo::{Config, Model, Params, Stem};
 use zoo_data::Loader;
 use zoo_ops::rng::Noise;
@@ -58,6 +58,7 @@ pub struct Trainer {
     /// Names of the parameters that stay as they are.
     frozen: BTreeSet<String>,
     adapted: Option<Adapted>,
+    translated: Option<Translated>,
 }
 
 impl Trainer {
@@ -66,9 +67,10 @@ impl Trainer {
     ///
     /// # Errors
     /// If settings, model, data and weights do not fit together, or the folder cannot be written.
-    pub fn new(config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
+    pub fn new(mut config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
         config.validate()?;
-        let start = Start::read(&config, zoo::find(&config.model)?)?;
+        let spec = zoo::find(&config.model)?;
+        let start = Start::read(&mut config, spec)?;
         let mut trainer = Self::build(config, data, dir, device, start)?;
         trainer.log.cut(0)?;
         trainer.dir.save_config(&trainer.config)?;
@@ -81,13 +83,14 @@ impl Trainer {
     /// # Errors
     /// If another process trains in the folder, a setting was changed that decides the weights, or the state
     /// does not fit; and as [`Trainer::new`].
-    pub fn resume(config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
+    pub fn resume(mut config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
         config.validate()?;
         let started_with = dir.config()?;
         // Later on the weights that it started from need not be there any more.
+        let spec = zoo::find(&config.model)?;
         let start = match dir.file(RunDir::STATE).exists() {
             true => None,
-            false => Start::read(&config, zoo::find(&config.model)?)?,
+            false => Start::read(&mut config, spec)?,
         };
         let mut trainer = Self::build(config, data, dir, device, start)?;
         if let Some((key, was, is)) = started_with.conflict(&trainer.config) {
@@ -133,6 +136,7 @@ impl Trainer {
             noise: noise.clone(),
         };
         let model = Model::new(&config.model, model_config.clone(), params.var_builder(device))?;
+        let translated = start.as_ref().and_then(|start| start.translated);
         let adapted = start.map(|start| start.load(spec, &params, data.train.meta())).transpose()?;
         let rates = LayerRates::new(&model.trace(1, config.dtype.dtype())?, spec.head, &config);
         let (mut trained, mut changing) = (params.trainable(), params.all());
@@ -170,6 +174,7 @@ impl Trainer {
             saves,
             frozen,
             adapted,
+            translated,
         })
     }
 
@@ -197,6 +202,7 @@ impl Trainer {
             params: parameters.iter().map(|(_, var)| var.elem_count()).sum(),
             frozen: frozen.map(|(_, var)| var.elem_count()).sum(),
             adapted: self.adapted.as_ref(),
+            translated: self.translated,
             train_images: self.train.dataset().len(),
             val_images: self.val.dataset().len(),
             batches: self.train.batches(),

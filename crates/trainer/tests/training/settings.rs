@@ -34,6 +34,7 @@ fn toml_and_back_is_the_identity() {
         gamma: 0.25,
         warmup_epochs: 0.35,
         label_smoothing: 0.1,
+        drop_path: Some(0.1),
         dropout: Some(0.5),
         augment: Augment::Trivial,
         mixup: 0.2,
