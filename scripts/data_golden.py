@@ -36,6 +36,7 @@ print(f"# Pillow {PIL.__version__}, torchvision {torchvision.__version__.split('
 for h, w, c in [(28, 28, 1), (32, 32, 3), (47, 61, 3), (300, 200, 3), (13, 500, 1), (1, 1, 3), (5, 3, 1)]:
     for to_h, to_w in [(32, 32), (28, 28), (224, 224), (17, 90), (1, 1), (h, 7), (9, w)]:
         line(f"resize {h} {w} {c} {to_h} {to_w}", picture(h, w, c).resize((to_w, to_h), Image.Resampling.BILINEAR))
+        line(f"bicubic {h} {w} {c} {to_h} {to_w}", picture(h, w, c).resize((to_w, to_h), Image.Resampling.BICUBIC))
 
 for h, w, c, size, crop in [
     (300, 200, 3, 256, 224),

@@ -107,6 +107,43 @@ fn some_crates_are_used_in_one_place_only() {
     assert_eq!(seen, ONLY_IN.len());
 }
 
+/// The crates that talk to a network are there with the feature `hub` only, and each in one file.
+#[test]
+fn network_code_is_behind_the_feature_hub() {
+    let manifests = manifests();
+    for (crate_name, package) in [("hf-hub", "zoo-data"), ("reqwest", "zoo")] {
+        for (name, manifest) in &manifests {
+            let dependency = manifest["dependencies"].get(crate_name);
+            assert_eq!(
+                dependency.is_some(),
+                name == package,
+                "{crate_name} belongs to {package}, not to {name}"
+            );
+            if let Some(dependency) = dependency {
+                assert_eq!(dependency["optional"].as_bool(), Some(true), "{crate_name} must be optional");
+                let feature = manifest["features"]["hub"].as_array().unwrap();
+                assert!(feature.iter().any(|part| part.as_str() == Some(&format!("dep:{crate_name}"))));
+            }
+        }
+    }
+    let mut seen = 0;
+    for (path, text) in sources("crates") {
+        if path.components().any(|part| part.as_os_str() == "tests") {
+            continue;
+        }
+        let talks = |line: &&str| {
+            ["hf_hub", "reqwest", "TcpStream", "TcpListener", "UdpSocket"].iter().any(|word| uses(line, word))
+        };
+        let count = text.lines().filter(talks).count();
+        if path.ends_with("data/src/hub.rs") || path.ends_with("weights/published/download.rs") {
+            seen += count;
+        } else {
+            assert_eq!(count, 0, "{} has network code", path.display());
+        }
+    }
+    assert!(seen > 1, "the search finds nothing where there is something");
+}
+
 #[test]
 fn unsafe_code_is_in_the_operators_only() {
     let mut in_operators = 0;

@@ -1,12 +1,13 @@
-//! `zoo convert`: weights of PyTorch as safetensors.
+//! `zoo convert`: weights of PyTorch as safetensors, under the names that the zoo and PyTorch's own models have.
 
 use crate::failure::FAILED;
 use crate::number::{bytes, thousands};
 use crate::printer::Printer;
-use crate::trained::expected_shapes;
+use crate::trained::{expected_shapes, read_translated};
 use anyhow::{Result, bail};
+use candle_core::Tensor;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use zoo::weights::{self, Mismatch, Report, StateDict};
 
@@ -20,7 +21,8 @@ pub(crate) struct Args {
     /// File to write, in safetensors
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// Check that the weights are all those of this model, and nothing else
+    /// The model that the weights are for: other names of it are translated, and it is checked that the weights are
+    /// all of its own and nothing else
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
 }
@@ -48,14 +50,17 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<ExitCode> {
         bail!("zoo writes safetensors only; give {} the ending .safetensors", output.display());
     }
     let spec = model.as_deref().map(zoo::find).transpose()?;
-    let found = weights::read(input)?;
+    let found = match spec {
+        Some(spec) => read_translated(spec, input, printer)?,
+        None => weights::read(input)?,
+    };
     let report = match spec {
         Some(spec) => weights::check(&expected_shapes(spec, &found)?, &found),
         None => Report::default(),
     };
     let fits = report.is_match();
     if fits {
-        weights::write_safetensors(output, &found.tensors, &found.metadata)?;
+        write(output, &found)?;
     }
     let failure = format!(
         "the weights in {} are not those of {}: {report}; nothing was written",
@@ -76,6 +81,16 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<ExitCode> {
         return Ok(ExitCode::from(FAILED));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the weights so that `load_state_dict` of PyTorch takes them in full.
+fn write(path: &Path, found: &StateDict) -> Result<()> {
+    let batches = found.metadata.get("step").and_then(|step| step.parse().ok()).unwrap_or(0);
+    let counters = weights::batch_counters(found.tensors.keys().map(String::as_str), batches)?;
+    let tensors = found.tensors.iter().map(|(name, tensor)| (name, tensor));
+    let tensors: Vec<(&String, &Tensor)> =
+        tensors.chain(counters.iter().map(|(name, tensor)| (name, tensor))).collect();
+    Ok(weights::write_safetensors(path, tensors, &found.metadata)?)
 }
 
 fn parameters(weights: &StateDict) -> usize {

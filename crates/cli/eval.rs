@@ -20,10 +20,11 @@ const WARNINGS: usize = 10;
 #[derive(Debug, clap::Args)]
 #[command(override_usage = "\
 zoo eval [OPTIONS] RUN_OR_CHECKPOINT
-       zoo eval [OPTIONS] --model NAME --weights FILE --dataset NAME")]
+       zoo eval [OPTIONS] --model NAME --weights FILE --dataset NAME
+       zoo eval [OPTIONS] --model NAME --pretrained [TAG] --dataset NAME")]
 pub(crate) struct Args {
     /// Folder of a run, of which the best checkpoint is taken, or a checkpoint file
-    #[arg(value_name = "RUN_OR_CHECKPOINT", required_unless_present = "weights", conflicts_with = "weights")]
+    #[arg(value_name = "RUN_OR_CHECKPOINT", required_unless_present = "source", conflicts_with = "source")]
     checkpoint: Option<PathBuf>,
     /// Data set to evaluate on [default: the one trained on]
     #[arg(long, value_name = "NAME")]
@@ -70,7 +71,7 @@ struct Evaluation {
 pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
     let (device, dtype) = (common.device()?, common.dtype()?);
     let split = if args.split == "train" { Split::Train } else { Split::Test };
-    let found = args.foreign.read(args.checkpoint.as_deref())?;
+    let found = args.foreign.read(args.checkpoint.as_deref(), printer)?;
     let name = match (&args.dataset, found.dataset()) {
         (Some(name), _) => name.clone(),
         (None, Some(entry)) => entry.name.to_string(),
@@ -94,6 +95,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     let config = LoaderConfig {
         image_size: Some(input.image_size),
         resize: Some(input.resize),
+        interpolation: input.interpolation,
         in_chans: Some(input.in_chans),
         ..LoaderConfig::new(args.batch_size, 0)
     };

@@ -26,7 +26,8 @@ const BAR: usize = 40;
 #[derive(Debug, clap::Args)]
 #[command(override_usage = "\
 zoo predict [OPTIONS] RUN_OR_CHECKPOINT IMAGE...
-       zoo predict [OPTIONS] --model NAME --weights FILE IMAGE...")]
+       zoo predict [OPTIONS] --model NAME --weights FILE IMAGE...
+       zoo predict [OPTIONS] IMAGE... --model NAME --pretrained [TAG]")]
 pub(crate) struct Args {
     /// Folder of a run, of which the best checkpoint is taken, or a checkpoint file; then pictures
     #[arg(value_names = ["RUN_OR_CHECKPOINT", "IMAGE"], num_args = 1.., required = true)]
@@ -38,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long)]
     logits: bool,
     /// Data set whose class names and normalisation apply to weights from elsewhere
-    #[arg(long, value_name = "NAME", requires = "weights")]
+    #[arg(long, value_name = "NAME", requires = "source")]
     dataset: Option<String>,
     #[command(flatten, next_help_heading = "Weights from elsewhere, and preparing pictures")]
     foreign: Foreign,
@@ -74,11 +75,11 @@ struct Prediction {
 pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
     let (device, dtype) = (common.device()?, common.dtype()?);
     let (checkpoint, images) = match args.paths.split_first() {
-        _ if args.foreign.weights.is_some() => (None, args.paths.as_slice()),
+        _ if args.foreign.is_given() => (None, args.paths.as_slice()),
         Some((checkpoint, images)) if !images.is_empty() => (Some(checkpoint.as_path()), images),
         _ => usage_error("predict", "there is no picture to predict: name one after the run or checkpoint"),
     };
-    let found = args.foreign.read(checkpoint)?;
+    let found = args.foreign.read(checkpoint, printer)?;
     // A checkpoint has the names of its classes; weights from elsewhere have those of their data set.
     let dataset = match &args.dataset {
         Some(name) => Some(CatalogEntry::find(name)?),

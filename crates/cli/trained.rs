@@ -5,7 +5,7 @@ use crate::printer::Printer;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
-use zoo::weights::{self, StateDict};
+use zoo::weights::{self, Cache, KnownBy, StateDict};
 use zoo::{Model, Params, Preprocessing, Spec, WeightFile, infer_config};
 use zoo_data::{CatalogEntry, Meta, Preprocess};
 use zoo_trainer::{Checkpoint, CheckpointMeta, Input, RunDir, TrainConfig};
@@ -17,11 +17,15 @@ const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Foreign {
     /// The model that the weights are for, one of `zoo list`
-    #[arg(long, value_name = "NAME", requires = "weights")]
-    pub(crate) model: Option<String>,
+    #[arg(long, value_name = "NAME", requires = "source")]
+    model: Option<String>,
     /// Weights from elsewhere: safetensors, or .pth/.pt of PyTorch
-    #[arg(long, value_name = "FILE", requires = "model")]
-    pub(crate) weights: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires = "model", group = "source")]
+    weights: Option<PathBuf>,
+    /// Published weights, by a tag that `zoo list` shows [default: the first]; downloaded once
+    #[arg(long, value_name = "TAG", num_args = 0..=1, default_missing_value = TrainConfig::DEFAULT_TAG)]
+    #[arg(requires = "model", group = "source")]
+    pretrained: Option<String>,
     /// Mean of each channel that the network was trained with, of pixels from 0 to 1
     #[arg(long, value_name = "R,G,B", value_parser = number, value_delimiter = ',')]
     mean: Option<Vec<f64>>,
@@ -44,7 +48,7 @@ pub(crate) struct Found {
     /// What a checkpoint says of itself.
     meta: Option<CheckpointMeta>,
     /// What is published about weights that say nothing.
-    published: Option<WeightFile>,
+    published: Option<(WeightFile, KnownBy)>,
 }
 
 /// A network with its weights.
@@ -56,24 +60,36 @@ pub(crate) struct Trained {
 }
 
 impl Foreign {
-    /// Reads the weights: those of `--model` and `--weights`, or of the run or checkpoint at `path`.
+    /// Whether the options name weights, so that there is no run or checkpoint to name.
+    pub(crate) fn is_given(&self) -> bool {
+        self.weights.is_some() || self.pretrained.is_some()
+    }
+
+    /// Reads the weights: those that the options name, or of the run or checkpoint at `path`.
     ///
     /// # Errors
-    /// If neither is given, there is no such model, or the file cannot be read.
-    pub(crate) fn read(&self, path: Option<&Path>) -> Result<Found> {
-        match (path, &self.model, &self.weights) {
-            (_, Some(model), Some(path)) => {
+    /// If neither is given, there is no such model, or the file cannot be had or read.
+    pub(crate) fn read(&self, path: Option<&Path>, printer: &Printer) -> Result<Found> {
+        match (path, &self.model) {
+            (_, Some(model)) if self.is_given() => {
                 let spec = zoo::find(model)?;
-                let (weights, published) = (weights::read(path)?, published(spec, path)?);
-                Ok(Found { path: path.clone(), spec, weights, meta: None, published })
+                let (path, published) = match &self.weights {
+                    Some(path) => (path.clone(), identify(spec, path)?),
+                    None => {
+                        let (path, file) = fetch(spec, self.pretrained.as_deref(), printer)?;
+                        (path, Some((file, KnownBy::Content)))
+                    }
+                };
+                let weights = read_translated(spec, &path, printer)?;
+                Ok(Found { path, spec, weights, meta: None, published })
             }
-            (Some(path), ..) => {
+            (Some(path), _) => {
                 let Checkpoint { path, meta, weights } = Checkpoint::open(path)?;
                 let spec =
                     zoo::find(&meta.model).with_context(|| format!("cannot use {}", path.display()))?;
                 Ok(Found { path, spec, weights, meta: Some(meta), published: None })
             }
-            _ => bail!("name a run or a checkpoint, or give --model and --weights"),
+            _ => bail!("name a run or a checkpoint, or give --model and --weights or --pretrained"),
         }
     }
 
@@ -97,7 +113,7 @@ impl Found {
     /// The data set that the network was trained on, as far as one of the catalogue is known.
     pub(crate) fn dataset(&self) -> Option<&'static CatalogEntry> {
         let of_checkpoint = self.meta.as_ref().map(|meta| &meta.dataset);
-        let name = of_checkpoint.or_else(|| self.published.as_ref().map(|file| &file.dataset));
+        let name = of_checkpoint.or_else(|| self.published.as_ref().map(|(file, _)| &file.dataset));
         name.and_then(|name| CatalogEntry::find(name).ok())
     }
 
@@ -137,7 +153,7 @@ impl Found {
         dataset: Option<&Meta>,
         printer: &Printer,
     ) -> Result<CheckpointMeta> {
-        let published = self.published.as_ref().map(|file| &file.preprocessing);
+        let published = self.published.as_ref().map(|(file, _)| &file.preprocessing);
         let side = match (options.image_size, dataset.filter(|meta| meta.fixed_size), published) {
             (Some(size), ..) => size,
             (None, Some(meta), _) => meta.shape[1],
@@ -148,13 +164,15 @@ impl Found {
             .with_context(|| format!("cannot use {}", self.path.display()))?;
         let in_chans = config.in_chans;
         let (mean, std) = self.statistics(options, dataset, in_chans, printer)?;
+        let interpolation =
+            published.map(|published| Input::published(published).interpolation).unwrap_or_default();
         let resize = published.filter(|published| published.image_size == side).and_then(|p| p.resize);
         let resize = resize.unwrap_or_else(|| preprocess(dataset, side, in_chans).resize);
         Ok(CheckpointMeta {
             model: self.spec.name.into(),
             num_classes: config.num_classes,
             classes: dataset.map(|meta| meta.classes.clone()).unwrap_or_default(),
-            input: Input { in_chans, image_size: side, resize, mean, std },
+            input: Input { in_chans, image_size: side, resize, interpolation, mean, std },
             dataset: dataset.map(|meta| meta.name.clone()).unwrap_or_default(),
             epoch: 0,
             step: 0,
@@ -174,11 +192,10 @@ impl Found {
         match (&self.published, dataset) {
             // Both are about to be replaced by those given.
             _ if options.mean.is_some() && options.std.is_some() => Ok((Vec::new(), Vec::new())),
-            (Some(file), _) => {
+            (Some((file, known_by)), _) => {
                 let Preprocessing { mean, std, .. } = &file.preprocessing;
-                let tag = &file.tag;
-                printer
-                    .note(format!("by their name these are the weights '{tag}': normalising as published"));
+                let how = if *known_by == KnownBy::Name { "by their name these" } else { "these" };
+                printer.note(format!("{how} are the weights '{}': preparing images as published", file.tag));
                 Ok((mean.clone(), std.clone()))
             }
             (None, Some(meta)) if meta.mean.len() == in_chans => Ok((meta.mean.clone(), meta.std.clone())),
@@ -199,15 +216,53 @@ fn preprocess(dataset: Option<&Meta>, size: usize, channels: usize) -> Preproces
     }
 }
 
-/// What is published about the weights in a file, going by its name.
-fn published(spec: &Spec, path: &Path) -> Result<Option<WeightFile>> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let is_it = |file: &WeightFile| {
-        let official = file.url.rsplit('/').next().unwrap_or_default();
-        // Collections put their own names before the official one, whose end is a checksum.
-        !official.is_empty() && name.ends_with(official)
-    };
-    Ok(zoo::facts(spec.name)?.weights.into_iter().find(is_it))
+/// What is published about the weights in a file, if they are known.
+fn identify(spec: &Spec, path: &Path) -> Result<Option<(WeightFile, KnownBy)>> {
+    let known = zoo::facts(spec.name)?.weights;
+    Ok(weights::identify(&known, path)?.map(|(file, known_by)| (file.clone(), known_by)))
+}
+
+/// The published weights with this tag, downloaded if they are not on this machine.
+///
+/// # Errors
+/// If there are none with this tag, or they cannot be downloaded.
+pub(crate) fn fetch(spec: &Spec, tag: Option<&str>, printer: &Printer) -> Result<(PathBuf, WeightFile)> {
+    let tag = tag.filter(|tag| *tag != TrainConfig::DEFAULT_TAG);
+    let file = weights::published(spec, tag).map_err(|error| match tag {
+        // The value of an option that need not have one is easily one too many.
+        Some(tag) if Path::new(tag).exists() => {
+            anyhow::anyhow!(
+                "--pretrained took '{tag}' for a tag; name files before it, or write --pretrained=TAG"
+            )
+        }
+        _ => anyhow::Error::new(error),
+    })?;
+    let bar = printer.bar("downloading {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left");
+    let path = Cache::from_env()?.fetch(&file, &mut |done, total| {
+        if let Some(total) = total {
+            bar.set_length(total);
+        }
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    Ok((path?, file))
+}
+
+/// Reads weights, with the zoo's names for the model.
+///
+/// # Errors
+/// If the file cannot be read, or its names could be of more than one kind.
+pub(crate) fn read_translated(spec: &Spec, path: &Path, printer: &Printer) -> Result<StateDict> {
+    let mut weights = weights::read(path)?;
+    let translated =
+        weights::translate(spec, &mut weights).with_context(|| format!("cannot use {}", path.display()))?;
+    if let Some(translated) = translated {
+        printer.note(format!("the names of these weights are those of {}", translated.source));
+        if let Some(differs) = translated.differs {
+            printer.warning(differs);
+        }
+    }
+    Ok(weights)
 }
 
 /// A network for the weights of a file, which must be exactly its own.

@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn large_images_come_out_at_the_input_size() {
-        let input = Preprocess { resize: 112, crop: 98, channels: 3 };
+        let input = Preprocess { resize: 112, ..Preprocess::new(98, 3) };
         for how in Augment::ALL {
             let out = augment(numbered(120, 90, 3), how, &input, true, &mut stream(0, "augment", 5)).unwrap();
             assert_eq!((out.h, out.w, out.pixels.len()), (98, 98, 98 * 98 * 3));

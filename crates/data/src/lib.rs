@@ -50,7 +50,7 @@ pub use loader::{Batch, Epoch, Loader, LoaderConfig};
 pub use mix::{Mix, Mixed};
 pub use pixels::Image;
 pub use preprocess::{Preprocess, preprocess};
-pub use resize::{Region, resize};
+pub use resize::{Interpolation, Region, resize, resize_by};
 pub use sheet::contact_sheet;
 pub use verify::{FileReport, FileStatus, verify};
 

@@ -9,6 +9,7 @@ use crate::augment::{Augment, Shift, augment};
 use crate::dataset::{Dataset, permutation};
 use crate::mix::{Mix, Mixed};
 use crate::preprocess::{Preprocess, SMALL};
+use crate::resize::Interpolation;
 use crate::{Error, Result};
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -38,6 +39,8 @@ pub struct LoaderConfig {
     pub image_size: Option<usize>,
     /// Short side before the centre crop where nothing is random; by default as [`Preprocess::for_dataset`].
     pub resize: Option<usize>,
+    /// How it is resized where nothing is random; random crops are always bilinear, as torchvision's are.
+    pub interpolation: Interpolation,
     /// Channels of the images in a batch, 1 or 3; by default those of the data set.
     pub in_chans: Option<usize>,
     /// Leave out the last batch of an epoch if it is not full.
@@ -58,6 +61,7 @@ impl LoaderConfig {
             mix: Mix::default(),
             image_size: None,
             resize: None,
+            interpolation: Interpolation::default(),
             in_chans: None,
             drop_last: false,
             workers: None,
@@ -149,6 +153,7 @@ impl Loader {
         let mut input =
             Preprocess::for_dataset(meta, config.image_size.unwrap_or(side), config.in_chans.unwrap_or(c));
         input.resize = config.resize.unwrap_or(input.resize);
+        input.interpolation = config.interpolation;
         input.check()?;
         config.mix.check()?;
         if dataset.is_empty() {

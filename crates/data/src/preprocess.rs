@@ -2,14 +2,14 @@
 
 use crate::dataset::Meta;
 use crate::pixels::Image;
-use crate::resize::{Region, resize};
+use crate::resize::{Interpolation, Region, resize, resize_by};
 use crate::{Error, Result};
 
 /// Inputs up to this size count as small: they are resized whole, and augmented by shifting.
 pub(crate) const SMALL: usize = 64;
 
-/// How a picture becomes an input of `crop` × `crop` pixels: the short side is resized to `resize` (bilinear,
-/// antialiased), then the centre is cut out. Equals torchvision's `Resize`, `CenterCrop` on a Pillow image.
+/// How a picture becomes an input of `crop` × `crop` pixels: the short side is resized to `resize`
+/// (antialiased), then the centre is cut out. Equals torchvision's `Resize`, `CenterCrop` on a Pillow image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preprocess {
     /// Short side after resizing.
@@ -18,6 +18,8 @@ pub struct Preprocess {
     pub crop: usize,
     /// Channels of the result: 1 or 3.
     pub channels: usize,
+    /// How it is resized.
+    pub interpolation: Interpolation,
 }
 
 impl Preprocess {
@@ -26,7 +28,7 @@ impl Preprocess {
     pub fn new(image_size: usize, channels: usize) -> Self {
         let resize =
             if image_size <= SMALL { image_size } else { (image_size as f64 / 0.875).round() as usize };
-        Self { resize, crop: image_size, channels }
+        Self { resize, crop: image_size, channels, interpolation: Interpolation::default() }
     }
 
     /// Like [`Preprocess::new`], but the images of a set of one size are used whole, because their subject
@@ -39,7 +41,7 @@ impl Preprocess {
     /// # Errors
     /// If a size is 0, `crop` is larger than `resize`, or `channels` is neither 1 nor 3.
     pub fn check(&self) -> Result<()> {
-        let Self { resize, crop, channels } = *self;
+        let Self { resize, crop, channels, .. } = *self;
         if crop == 0 || crop > 1 << 14 {
             return Err(Error::Config(format!("image size must be between 1 and 16384, found {crop}")));
         }
@@ -72,7 +74,7 @@ impl Preprocess {
         }
         // Pixels that the crop throws away are resized too: that costs little beside decoding, and keeps the
         // arithmetic plain.
-        let resized = resize(&image, Region::all(&image), h, w);
+        let resized = resize_by(self.interpolation, &image, Region::all(&image), h, w);
         let offset = |side: usize| ((side - self.crop) as f64 / 2.0).round_ties_even() as usize;
         let region = Region { top: offset(h), left: offset(w), h: self.crop, w: self.crop };
         Ok(resize(&resized, region, self.crop, self.crop))

@@ -135,7 +135,7 @@ fn affine(image: &Image, [a, b, c, d, e, f]: [f64; 6]) -> Image {
 mod tests {
     use super::*;
     use crate::preprocess::{Preprocess, preprocess};
-    use crate::resize::{Region, resize};
+    use crate::resize::{Interpolation, Region, resize, resize_by};
     use zoo_ops::rng::stream;
 
     #[test]
@@ -163,7 +163,7 @@ mod tests {
     /// Every line of the golden file that scripts/data_golden.py made with Pillow and torchvision.
     #[test]
     fn pictures_equal_pillows() {
-        let mut counts = [0; 4];
+        let mut counts = [0; 5];
         for line in include_str!("../tests/golden/pillow.txt").lines().filter(|line| !line.starts_with('#')) {
             let (request, expected) = line.split_once(" = ").unwrap();
             let words: Vec<&str> = request.split(' ').collect();
@@ -175,8 +175,13 @@ mod tests {
                 }
                 "prepare" => {
                     let channels = number(3);
-                    let how = Preprocess { resize: number(4), crop: number(5), channels };
+                    let how = Preprocess { resize: number(4), ..Preprocess::new(number(5), channels) };
                     (1, preprocess(picture(number(1), number(2), channels), &how).unwrap())
+                }
+                "bicubic" => {
+                    let image = picture(number(1), number(2), number(3));
+                    let all = Region::all(&image);
+                    (4, resize_by(Interpolation::Bicubic, &image, all, number(4), number(5)))
                 }
                 "grey" => (2, picture(number(1), number(2), 3).with_channels(1)),
                 _ => {
@@ -195,7 +200,7 @@ mod tests {
             let start: String = out.pixels.iter().take(6).map(|v| format!(" {v}")).collect();
             assert_eq!(format!("{digest:016x}{start}"), expected, "{request}");
         }
-        assert_eq!(counts, [49, 6, 2, 320]);
+        assert_eq!(counts, [49, 6, 2, 320, 49]);
     }
 
     /// The picture of the golden script.

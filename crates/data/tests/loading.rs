@@ -124,7 +124,7 @@ fn a_large_input_keeps_seven_eighths_and_a_set_of_one_size_everything() {
     let set = shapes(1);
     assert_eq!(Preprocess::for_dataset(set.meta(), 224, 3).resize, 224);
     let image = Image::filled(30, 90, 3, 200);
-    let out = preprocess(image, &Preprocess { resize: 20, crop: 16, channels: 1 }).unwrap();
+    let out = preprocess(image, &Preprocess { resize: 20, ..Preprocess::new(16, 1) }).unwrap();
     assert_eq!((out.h, out.w, out.c, out.pixels), (16, 16, 1, vec![200; 256]));
 }
 

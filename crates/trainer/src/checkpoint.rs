@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use zoo::weights::{self, StateDict};
 use zoo::{Model, Params, infer_config};
+use zoo_data::Interpolation;
 
 /// The version of the metadata that this program writes and reads.
 const FORMAT: &str = "1";
@@ -65,6 +66,7 @@ impl CheckpointMeta {
             ("in_chans", self.input.in_chans.to_string()),
             ("image_size", self.input.image_size.to_string()),
             ("resize", self.input.resize.to_string()),
+            ("interpolation", self.input.interpolation.name().to_string()),
             ("mean", json(serde_json::json!(self.input.mean))),
             ("std", json(serde_json::json!(self.input.std))),
             ("epoch", self.epoch.to_string()),
@@ -100,6 +102,7 @@ impl CheckpointMeta {
                 in_chans: parsed(map, "in_chans")?,
                 image_size: parsed(map, "image_size")?,
                 resize: parsed(map, "resize")?,
+                interpolation: interpolation(map)?,
                 mean: parsed(map, "mean")?,
                 std: parsed(map, "std")?,
             },
@@ -108,6 +111,12 @@ impl CheckpointMeta {
             metrics: map.get("metrics").map(|_| parsed(map, "metrics")).transpose()?,
         })
     }
+}
+
+/// Checkpoints of earlier versions do not say; all of them were bilinear.
+fn interpolation(map: &BTreeMap<String, String>) -> std::result::Result<Interpolation, String> {
+    let Some(name) = map.get("interpolation") else { return Ok(Interpolation::default()) };
+    Interpolation::from_name(name).ok_or(format!("its metadata has an unknown interpolation '{name}'"))
 }
 
 fn parsed<T: DeserializeOwned>(map: &BTreeMap<String, String>, key: &str) -> std::result::Result<T, String> {
@@ -153,7 +162,8 @@ impl Checkpoint {
         Ok(model)
     }
 
-    /// Writes a checkpoint, atomically: after a failure the old file is still there.
+    /// Writes a checkpoint, atomically: after a failure the old file is still there. `load_state_dict` of the same
+    /// model in PyTorch takes it as it is: scripts/load_in_torch.py.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -162,7 +172,11 @@ impl Checkpoint {
         meta: &CheckpointMeta,
         tensors: impl IntoIterator<Item = (&'t str, &'t Tensor)>,
     ) -> Result<()> {
-        Ok(weights::write_safetensors(path, tensors, &meta.to_map())?)
+        let tensors: Vec<(&str, &Tensor)> = tensors.into_iter().collect();
+        let batches = i64::try_from(meta.step).unwrap_or(i64::MAX);
+        let counters = weights::batch_counters(tensors.iter().map(|(name, _)| *name), batches)?;
+        let counters = counters.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        Ok(weights::write_safetensors(path, tensors.into_iter().chain(counters), &meta.to_map())?)
     }
 }
 

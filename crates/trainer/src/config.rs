@@ -6,7 +6,7 @@ use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use zoo::Stem;
-use zoo_data::Augment;
+use zoo_data::{Augment, Interpolation};
 
 /// In which precision activations are kept. Parameters, their gradients and the loss are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -126,6 +126,10 @@ pub struct TrainConfig {
     /// size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resize: Option<usize>,
+    /// How pictures are resized that are evaluated; by default as the weights to start from ask for it, else
+    /// bilinear.
+    #[serde(with = "interpolation_name", skip_serializing_if = "Option::is_none")]
+    pub interpolation: Option<Interpolation>,
     /// The first layers, in networks that have a form for small images; by default those of the weights that the
     /// run starts from, else by the size of the images.
     #[serde(with = "StemName", skip_serializing_if = "is_auto")]
@@ -196,6 +200,7 @@ impl Default for TrainConfig {
             in_chans: None,
             image_size: None,
             resize: None,
+            interpolation: None,
             stem: Stem::Auto,
             mean: None,
             std: None,
@@ -454,6 +459,27 @@ enum StemName {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_auto(stem: &Stem) -> bool {
     *stem == Stem::Auto
+}
+
+/// `Interpolation` by name.
+mod interpolation_name {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use zoo_data::Interpolation;
+
+    pub(super) fn serialize<S: Serializer>(
+        interpolation: &Option<Interpolation>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(interpolation.unwrap_or_default().name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Interpolation>, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let found = Interpolation::from_name(&name);
+        found.map(Some).ok_or_else(|| D::Error::custom(format!("expected bilinear or bicubic, found {name}")))
+    }
 }
 
 /// `Augment` by name, as on the command line.

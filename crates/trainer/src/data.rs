@@ -4,7 +4,7 @@ use crate::input::Input;
 use crate::start::Start;
 use crate::{Error, Result, TrainConfig};
 use zoo::Spec;
-use zoo_data::{Augment, Dataset, Loader, LoaderConfig, Meta, Mix, Preprocess, Split};
+use zoo_data::{Augment, Dataset, Interpolation, Loader, LoaderConfig, Meta, Mix, Preprocess, Split};
 
 /// The seed that draws the set `shapes` and decides which images a limit or a held-out share takes. It is the
 /// same in every run, so that runs with different seeds are measured on the same images.
@@ -40,6 +40,7 @@ impl TrainData {
         let base = LoaderConfig {
             image_size: config.image_size,
             resize: config.resize,
+            interpolation: config.interpolation.unwrap_or_default(),
             in_chans: config.in_chans,
             ..LoaderConfig::new(config.batch_size, config.seed)
         };
@@ -76,6 +77,12 @@ pub(crate) fn complete(
         Some(input) if !meta.fixed_size && input.image_size == image_size => input.resize,
         _ => Preprocess::for_dataset(meta, image_size, in_chans).resize,
     };
+    if let (None, Some(Interpolation::Bicubic)) =
+        (config.interpolation, trained_on.map(|input| input.interpolation))
+    {
+        config.interpolation = Some(Interpolation::Bicubic);
+    }
+    let interpolation = config.interpolation.unwrap_or_default();
     let resize = *config.resize.get_or_insert(resize);
     let usual = trained_on.map_or((&meta.mean, &meta.std), |input| (&input.mean, &input.std));
     let mean = config.mean.get_or_insert_with(|| decimal(&with_channels(usual.0, in_chans)));
@@ -87,7 +94,7 @@ pub(crate) fn complete(
         }
     }
     let single = |values: &[f64]| values.iter().map(|&v| v as f32).collect();
-    let input = Input { in_chans, image_size, resize, mean: single(mean), std: single(std) };
+    let input = Input { in_chans, image_size, resize, interpolation, mean: single(mean), std: single(std) };
     input.preprocess().check()?;
     Ok(input)
 }

@@ -47,14 +47,7 @@ impl Start {
     }
 
     fn published(path: PathBuf, spec: &Spec, file: &WeightFile) -> Result<Self> {
-        let how = &file.preprocessing;
-        let input = Input {
-            in_chans: how.mean.len(),
-            image_size: how.image_size,
-            resize: how.resize.unwrap_or(how.image_size),
-            mean: how.mean.clone(),
-            std: how.std.clone(),
-        };
+        let input = Input::published(&file.preprocessing);
         let classes = CatalogEntry::find(&file.dataset).ok().map(|entry| entry.meta().classes);
         let state = weights::read(&path)?;
         Self { path, state, input: Some(input), classes, translated: None }.translate(spec)

@@ -203,11 +203,25 @@ fn views_into_storages_of_old_files() {
 #[test]
 fn wrappers_and_prefixes() {
     let weights = tensor("FloatStorage", 0, &[4], &[1]);
-    for key in ["state_dict", "model_state_dict", "model", "net", "model_ema"] {
+    // The last one is none of the usual keys, but the only dict with tensors.
+    for key in ["state_dict", "model_state_dict", "model", "net", "model_ema", "ema", "generator_1"] {
         let object = dict(&[("epoch", &int(3)), (key, &dict(&[("_orig_mod.module.w", &weights)]))]);
         let found = read_bytes("file", &legacy(&object)).unwrap();
         assert_eq!(found.tensors.keys().collect::<Vec<_>>(), ["w"], "{key}");
     }
+    // A moving average of torch.optim.swa_utils counts its updates beside the weights of its `module`; weights
+    // go before their average.
+    let average = dict(&[("n_averaged", &weights), ("module.model.v", &weights)]);
+    let object = dict(&[("model_ema", &average)]);
+    let found = read_bytes("file", &legacy(&object)).unwrap();
+    assert_eq!(found.tensors.keys().collect::<Vec<_>>(), ["v"]);
+    let object = dict(&[("state_dict_ema", &average), ("state_dict", &dict(&[("w", &weights)]))]);
+    let found = read_bytes("file", &legacy(&object)).unwrap();
+    assert_eq!(found.tensors.keys().collect::<Vec<_>>(), ["w"]);
+    // Of two unusual dicts neither is chosen.
+    let object = dict(&[("a", &dict(&[("w", &weights)])), ("b", &dict(&[("w", &weights)]))]);
+    let (reason, line) = reason(&legacy(&object));
+    assert!(matches!(reason, Reason::NotAStateDict { .. }), "{line}");
     // A prefix that only some names have is part of them.
     let object = dict(&[("module.w", &weights), ("v", &weights)]);
     let found = read_bytes("file", &legacy(&object)).unwrap();

@@ -40,15 +40,16 @@ pub use error::{Error, Reason, Result};
 pub use naming::{Translated, translate};
 pub use published::{Cache, KnownBy, identify, published};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use error::one_line;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// What wrappers put before every name: `DataParallel`, `DistributedDataParallel`, `torch.compile`.
-const WRAPPER_PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
+/// What wrappers put before every name: `DataParallel`, `DistributedDataParallel` and averages of weights;
+/// `torch.compile`; modules that hold the network, as Lightning's do.
+const WRAPPER_PREFIXES: [&str; 5] = ["module.", "_orig_mod.", "model.", "net.", "network."];
 
 /// Enough of a file to tell its format: the magic of tar, the last of them, ends at byte 262.
 const HEAD: usize = 512;
@@ -102,9 +103,28 @@ impl StateDict {
     }
 }
 
-/// Whether this is BatchNorm's count of batches, which PyTorch saves and only `momentum=None` uses.
+/// The entries that PyTorch's state dict has beyond the zoo's, for a file that `load_state_dict` takes as it is:
+/// for each normalisation in `names` a `num_batches_tracked`, a scalar i64. `batches` is how many batches it has
+/// seen in training; PyTorch uses it with `momentum=None` only.
+///
+/// # Errors
+/// If a tensor cannot be made.
+pub fn batch_counters<'n>(
+    names: impl IntoIterator<Item = &'n str>,
+    batches: i64,
+) -> candle_core::Result<Vec<(String, Tensor)>> {
+    let norms = names.into_iter().filter_map(|name| name.strip_suffix("running_var"));
+    norms
+        .map(|norm| Ok((format!("{norm}num_batches_tracked"), Tensor::new(batches, &Device::Cpu)?)))
+        .collect()
+}
+
+/// Whether this is a count of batches, such as BatchNorm's, which PyTorch saves and only `momentum=None` uses.
 fn is_batch_counter(name: &str) -> bool {
-    name == "num_batches_tracked" || name.ends_with(".num_batches_tracked")
+    name == "num_batches_tracked"
+        || name.ends_with(".num_batches_tracked")
+        // The same of torch.optim.swa_utils.AveragedModel.
+        || name == "n_averaged"
 }
 
 /// Whether this is a tensor of an auxiliary head, which training alone uses: `aux1`, `aux2` in GoogLeNet,
@@ -116,8 +136,9 @@ fn is_auxiliary(name: &str) -> bool {
 /// Reads the weights in the file at `path`, whatever its name ends in: safetensors, or either format of
 /// `torch.save` (zip since torch 1.6, legacy before).
 ///
-/// A state dict that lies in a checkpoint under `state_dict`, `model_state_dict`, `model`, `net` or
-/// `model_ema` is taken out; a `module.` or `_orig_mod.` before all names is removed; `num_batches_tracked` is
+/// A state dict that lies in a checkpoint under `state_dict`, `model_state_dict`, `model`, `net` or another usual
+/// key is taken out, or that under the only key with tensors; of weights and their moving average the weights
+/// are taken. A `module.`, `_orig_mod.`, `model.` or `net.` before all names is removed; `num_batches_tracked` is
 /// dropped.
 ///
 /// # Errors

@@ -6,7 +6,20 @@ use super::super::pickle::{Id, Node, Pickle};
 use super::{StorageRef, TensorRef};
 
 /// Keys under which training scripts keep the state dict in their checkpoints, best first.
-const WRAPPERS: [&str; 5] = ["state_dict", "model_state_dict", "model", "net", "model_ema"];
+const WRAPPERS: [&str; 12] = [
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "net_state_dict",
+    "module",
+    "weights",
+    "params",
+    "model_ema",
+    "state_dict_ema",
+    "ema",
+];
 
 /// Deeper wrapping does not occur; bounds the walk through a file whose dicts contain themselves.
 const MAX_WRAPPERS: usize = 4;
@@ -19,7 +32,8 @@ const MAX_REBUILDS: usize = 4;
 pub(super) fn tensors(pickle: &Pickle) -> Result<Vec<(String, TensorRef)>, Reason> {
     let mut id = pickle.root();
     for _ in 0..MAX_WRAPPERS {
-        match WRAPPERS.iter().find_map(|key| inner_dict(pickle, id, key)) {
+        let usual = || WRAPPERS.iter().find_map(|key| inner_dict(pickle, id, key));
+        match usual().or_else(|| only_dict_of_tensors(pickle, id)) {
             Some(inner) => id = inner,
             None => break,
         }
@@ -51,6 +65,30 @@ fn inner_dict(pickle: &Pickle, id: Id, key: &str) -> Option<Id> {
     // Of a repeated key the last one counts, as in Python.
     let (_, value) = items.iter().rev().find(|&&(name, _)| pickle.str(name) == Some(key))?;
     matches!(pickle.node(*value), Node::Dict(_)).then_some(*value)
+}
+
+/// The value of a dict without tensors that is the only one to be a dict with some.
+fn only_dict_of_tensors(pickle: &Pickle, id: Id) -> Option<Id> {
+    let Node::Dict(items) = pickle.node(id) else { return None };
+    if has_tensors(pickle, id) {
+        return None;
+    }
+    let mut dicts = items.iter().map(|&(_, value)| value).filter(|&value| has_tensors(pickle, value));
+    let first = dicts.next()?;
+    dicts.all(|other| other == first).then_some(first)
+}
+
+/// Whether this is a dict with a tensor under a name.
+fn has_tensors(pickle: &Pickle, id: Id) -> bool {
+    let Node::Dict(items) = pickle.node(id) else { return false };
+    // What is no tensor after all is found when it is read.
+    let rebuilt = |value: Id| match pickle.node(value) {
+        Node::Call { callable, .. } => {
+            matches!(pickle.global(*callable), Some((module, _)) if module.starts_with("torch."))
+        }
+        _ => false,
+    };
+    items.iter().any(|&(key, value)| pickle.str(key).is_some() && rebuilt(value))
 }
 
 fn describe(pickle: &Pickle, id: Id) -> String {
