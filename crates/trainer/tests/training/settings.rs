@@ -54,6 +54,7 @@ fn toml_and_back_is_the_identity() {
         in_chans: Some(3),
         image_size: Some(30),
         resize: Some(34),
+        interpolation: Some(zoo_data::Interpolation::Bicubic),
         stem: zoo::Stem::ImageNet,
         mean: Some(vec![0.1, 0.2, 0.3]),
         std: Some(vec![0.4, 0.5, 0.6]),
