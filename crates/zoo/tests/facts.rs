@@ -54,6 +54,7 @@ fn inceptions_are_as_large_as_torchvision_and_timm_say() -> Result<()> {
         ("inception_v3", 27_161_264, 5.713, 3_326_696),
         // timm 1.0.31
         ("inception_v4", 42_679_816, 12.254, 0),
+        ("inception_resnet_v2", 55_843_464, 13.156, 0),
         // Cadene/pretrained-models.pytorch
         ("inception_bn", 11_295_240, 2.033, 0),
     ] {

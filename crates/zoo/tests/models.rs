@@ -134,6 +134,7 @@ fn initial_values_have_the_published_distribution() -> Result<()> {
     check("inception_v3", "AuxLogits.fc.weight", 0.001 * 0.001)?;
     check("inception_bn", "inception_4a_3x3.weight", 1.0 / (3.0 * 64.0 * 9.0))?;
     check("inception_v4", "features.10.branch1.2.conv.weight", 1.0 / (3.0 * 224.0 * 9.0))?;
+    check("inception_resnet_v2", "repeat.3.conv2d.bias", 1.0 / (3.0 * 128.0))?;
     // akamaster: normal with variance 2 / fan_in, the output layer too; chenyaofo: as torchvision.
     check("cifar_resnet20", "layer2.0.conv1.weight", 2.0 / (16.0 * 9.0))?;
     check("cifar_resnet20", "linear.weight", 2.0 / 64.0)?;
