@@ -169,8 +169,10 @@ fn unsafe_code_is_in_the_operators_only() {
 fn models_know_neither_devices_nor_layout() {
     for (path, text) in sources("crates/zoo/src/models") {
         for line in text.lines() {
+            // What has no arguments is an option's, and no tensor's.
+            let line = line.replace(".transpose()", "");
             for word in ["Device", "permute", "transpose"] {
-                assert!(!uses(line, word), "{}: {line}", path.display());
+                assert!(!uses(&line, word), "{}: {line}", path.display());
             }
         }
     }
@@ -180,8 +182,11 @@ fn models_know_neither_devices_nor_layout() {
 fn only_the_printer_writes_to_stdout() {
     let mut seen = 0;
     for (path, text) in sources("crates") {
-        // Tests and examples are programs of their own.
-        if path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "examples") {
+        // Tests, examples and build scripts are programs of their own.
+        if path
+            .components()
+            .any(|part| ["tests", "examples", "build.rs"].iter().any(|of| part.as_os_str() == *of))
+        {
             continue;
         }
         let writes = |line: &&str| ["println", "print", "stdout"].iter().any(|word| uses(line, word));

@@ -50,15 +50,10 @@ impl Entry {
     }
 }
 
-/// The arXiv number, or for older papers their authors.
+/// The arXiv number, or for older papers the first author.
 fn paper(facts: &Facts) -> String {
-    let mut authors = facts.authors.split(',');
-    let first = authors.next().and_then(|name| name.split_whitespace().last()).unwrap_or_default();
-    match (&facts.arxiv, authors.next()) {
-        (Some(number), _) => number.clone(),
-        (None, Some(_)) => format!("{first} et al."),
-        (None, None) => first.to_string(),
-    }
+    let first = facts.authors.split(',').next().and_then(|name| name.split_whitespace().last());
+    facts.arxiv.clone().unwrap_or_else(|| first.unwrap_or_default().to_string())
 }
 
 /// Prints the models that match; none is no error.
@@ -79,9 +74,12 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Up to so many models are listed with the tags of their weights.
+const MODELS_WITH_TAGS: usize = 8;
+
 fn text(entries: &[Entry]) -> String {
-    let headings = ["model", "family", ">year", "paper", ">params", ">MACs", ">input", "weights"];
-    let mut table = Table::new(&headings).shrinking(7);
+    let headings = ["model", "family", ">year", "paper", ">params", ">MACs", ">input", ">weights"];
+    let mut table = Table::new(&headings).shrinking(1);
     for entry in entries {
         table.row([
             entry.name.to_string(),
@@ -91,17 +89,15 @@ fn text(entries: &[Entry]) -> String {
             compact(entry.params as u64),
             compact(entry.macs),
             dims(entry.input),
-            tags(&entry.weights),
+            if entry.weights.is_empty() { String::new() } else { entry.weights.len().to_string() },
         ]);
     }
-    table.to_string()
-}
-
-/// The first tag, and how many more there are.
-fn tags(weights: &[String]) -> String {
-    match weights {
-        [] => String::new(),
-        [tag] => tag.clone(),
-        [tag, others @ ..] => format!("{tag} +{}", others.len()),
+    let tagged = || entries.iter().filter(|entry| !entry.weights.is_empty());
+    if entries.len() > MODELS_WITH_TAGS {
+        let hint = "`zoo list MODEL` names the weights of a model, for --pretrained";
+        return if tagged().next().is_some() { format!("{table}\n{hint}\n") } else { table.to_string() };
     }
+    let lines = tagged().map(|entry| format!("\nweights of {}: {}", entry.name, entry.weights.join(", ")));
+    let lines: String = lines.collect();
+    if lines.is_empty() { table.to_string() } else { format!("{table}\n{lines}") }
 }

@@ -159,6 +159,7 @@ fn a_frozen_backbone_does_not_change_in_any_bit() {
             freeze: vec!["backbone".into()],
             epochs: 8,
             batch_size: 50,
+            lr: 0.0005,
             warmup_epochs: 0.0,
             augment: Augment::None,
             ema,

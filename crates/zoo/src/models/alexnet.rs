@@ -11,7 +11,7 @@
 use crate::layers::{Conv2d, Linear};
 use crate::model::{Config, Network};
 use crate::registry::Spec;
-use candle_core::{DType, Device, Result};
+use candle_core::Result;
 use candle_nn::VarBuilder;
 use zoo_ops::rng::Noise;
 use zoo_ops::{
@@ -162,7 +162,7 @@ impl AlexNet {
         let features = Features::new(plan, config.in_chans, &vb)?;
         // The first linear layer has a weight for each value of the maps that it sees.
         let (h, w) = config.image_size;
-        let (image, _) = FeatureMap::traced((1, h, w, config.in_chans), DType::F32, &Device::Cpu);
+        let (image, _) = FeatureMap::traced((1, h, w, config.in_chans), vb.dtype(), vb.device());
         let (_, h, w, c) = features.forward(&image)?.dims();
         let mut c_in = h * w * c;
         let mut linears = Vec::with_capacity(plan.linears.len());

@@ -215,10 +215,10 @@ impl ResidualBlock {
             convs.push((conv, BatchNorm2d::new(c_out, bn)?));
             c = c_out;
         }
-        let gate = plan.squeeze.map(|reduction| {
-            let activations = [Relu, Sigmoid];
-            SqueezeExcitation::new(c, c / reduction, activations, bias_init, vb.pp("se"))
-        });
+        let gate = |reduction| {
+            SqueezeExcitation::new(c, c / reduction, [Relu, Sigmoid], bias_init, vb.pp("se")).map(Some)
+        };
+        let gate = plan.squeeze.map_or(Ok(None), gate)?;
         let shortcut = match plan.shortcut {
             _ if stride == 1 && c_in == c => Shortcut::Identity,
             ShortcutKind::PadChannels => {
@@ -231,7 +231,7 @@ impl ResidualBlock {
                 Shortcut::Projection(conv, BatchNorm2d::new(c, vb.pp(1))?)
             }
         };
-        Ok(Self { convs, gate: gate.transpose()?, shortcut })
+        Ok(Self { convs, gate, shortcut })
     }
 
     fn forward(&self, xs: &FeatureMap, train: bool) -> Result<FeatureMap> {
