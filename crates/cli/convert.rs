@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<ExitCode> {
 fn write(path: &Path, found: &StateDict) -> Result<()> {
     let batches = found.metadata.get("step").and_then(|step| step.parse().ok()).unwrap_or(0);
     let counters = weights::batch_counters(found.tensors.keys().map(String::as_str), batches)?;
-    let tensors = found.tensors.iter().map(|(name, tensor)| (name, tensor));
+    let tensors = found.tensors.iter();
     let tensors: Vec<(&String, &Tensor)> =
         tensors.chain(counters.iter().map(|(name, tensor)| (name, tensor))).collect();
     Ok(weights::write_safetensors(path, tensors, &found.metadata)?)

@@ -179,7 +179,7 @@ fn build(config: &Config, vb: VarBuilder<'_>) -> Result<Box<dyn Network>> {
         stages.push(Stage { before, blocks: blocks.collect::<Result<_>>()? });
     }
     let block8 = Residual::new(block_8(), c, 1.0, false, &vb.pp("block8"))?;
-    let conv2d_7b = Sequence::new(&branch![conv("conv2d_7b", (1, 1), 1536)], c, &STYLE, &vb)?;
+    let conv2d_7b = Sequence::new(&[Layer::Conv(conv("conv2d_7b", (1, 1), 1536))], c, &STYLE, &vb)?;
     Ok(Box::new(InceptionResNetV2 {
         stages,
         block8,
