@@ -18,7 +18,7 @@ NUM_CLASSES = 10
 
 # The zoo's name, timm's, and the images [n, c, h, w]: large enough that the zoo builds the published form.
 CASES = [
-    ("vgg11", "vgg11", (1, 3, 64, 64)),
+    ("vgg11", "vgg11", (1, 3, 96, 96)),
     ("mobilenet_v2", "mobilenetv2_100", (2, 3, 96, 96)),
     ("efficientnet_b0", "efficientnet_b0", (2, 3, 96, 96)),
     ("mnasnet1_0", "mnasnet_100", (2, 3, 96, 96)),
