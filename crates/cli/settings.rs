@@ -25,7 +25,7 @@ pub(crate) struct Settings {
     /// for other classes
     #[arg(long, value_name = "FILE", conflicts_with = "pretrained", help_heading = "Fine-tuning")]
     weights: Option<PathBuf>,
-    /// Start from published weights, by a tag that `zoo list` shows [default: the first]
+    /// Start from published weights, by a tag that `zoo list MODEL` shows [default: the first]
     #[arg(long, value_name = "TAG", num_args = 0..=1, default_missing_value = TrainConfig::DEFAULT_TAG)]
     #[arg(help_heading = "Fine-tuning")]
     pretrained: Option<String>,

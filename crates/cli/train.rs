@@ -6,13 +6,14 @@ use crate::printer::Printer;
 use crate::progress::Progress;
 use crate::settings::Settings;
 use crate::signals::Signals;
+use crate::trained::download;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
-use zoo::weights::{self, Cache};
+use zoo::weights;
 use zoo_trainer::{Error, Outcome, RunDir, RunSummary, TrainConfig, TrainData, Trainer};
 
 /// Where runs go that are given no folder.
@@ -136,14 +137,7 @@ fn fetch_weights(config: &TrainConfig, printer: &Printer) -> Result<()> {
     let Some(tag) = &config.pretrained else { return Ok(()) };
     let tag = Some(tag.as_str()).filter(|tag| *tag != TrainConfig::DEFAULT_TAG);
     let file = weights::published(zoo::find(&config.model)?, tag)?;
-    let bar = printer.bar("{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}");
-    bar.set_message(format!("weights {}", file.tag));
-    let fetched = Cache::from_env()?.fetch(&file, &mut |done, total| {
-        bar.set_length(total.unwrap_or(done));
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    fetched.map(drop).map_err(Into::into)
+    download(&file, printer).map(drop)
 }
 
 /// Opens the data set, on as many threads as a recipe asks for if the command line does not say.

@@ -22,7 +22,7 @@ pub(crate) struct Foreign {
     /// Weights from elsewhere: safetensors, or .pth/.pt of PyTorch
     #[arg(long, value_name = "FILE", requires = "model", group = "source")]
     weights: Option<PathBuf>,
-    /// Published weights, by a tag that `zoo list` shows [default: the first]; downloaded once
+    /// Published weights, by a tag that `zoo list MODEL` shows [default: the first]; downloaded once
     #[arg(long, value_name = "TAG", num_args = 0..=1, default_missing_value = TrainConfig::DEFAULT_TAG)]
     #[arg(requires = "model", group = "source")]
     pretrained: Option<String>,
@@ -226,7 +226,7 @@ fn identify(spec: &Spec, path: &Path) -> Result<Option<(WeightFile, KnownBy)>> {
 ///
 /// # Errors
 /// If there are none with this tag, or they cannot be downloaded.
-pub(crate) fn fetch(spec: &Spec, tag: Option<&str>, printer: &Printer) -> Result<(PathBuf, WeightFile)> {
+fn fetch(spec: &Spec, tag: Option<&str>, printer: &Printer) -> Result<(PathBuf, WeightFile)> {
     let tag = tag.filter(|tag| *tag != TrainConfig::DEFAULT_TAG);
     let file = weights::published(spec, tag).map_err(|error| match tag {
         // The value of an option that need not have one is easily one too many.
@@ -237,15 +237,23 @@ pub(crate) fn fetch(spec: &Spec, tag: Option<&str>, printer: &Printer) -> Result
         }
         _ => anyhow::Error::new(error),
     })?;
+    Ok((download(&file, printer)?, file))
+}
+
+/// Published weights, downloaded with a bar if they are not on this machine.
+///
+/// # Errors
+/// If they cannot be downloaded, or are not what was published.
+pub(crate) fn download(file: &WeightFile, printer: &Printer) -> Result<PathBuf> {
     let bar = printer.bar("downloading {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left");
-    let path = Cache::from_env()?.fetch(&file, &mut |done, total| {
+    let path = Cache::from_env()?.fetch(file, &mut |done, total| {
         if let Some(total) = total {
             bar.set_length(total);
         }
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    Ok((path?, file))
+    Ok(path?)
 }
 
 /// Reads weights, with the zoo's names for the model.

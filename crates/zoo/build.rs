@@ -26,7 +26,7 @@ fn main() -> io::Result<()> {
         let _ = writeln!(modules, "#[path = {source}]\npub(crate) mod {family};");
         let _ = writeln!(
             rows,
-            "    Family {{ specs: crate::models::{family}::specs, facts: include_str!({facts}) }},"
+            "    Family {{ name: {family:?}, specs: crate::models::{family}::specs, facts: include_str!({facts}) }},"
         );
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());

@@ -2,6 +2,7 @@
 
 use crate::{Error, Result, TrainConfig};
 use std::collections::BTreeSet;
+use zoo::matches;
 
 /// The parameters, of those with the given names, that stay as they are: those that a pattern covers. A pattern
 /// covers a parameter if it matches its name or a module that it is in; [`TrainConfig::BACKBONE`] covers all that
@@ -47,29 +48,6 @@ fn is_in(name: &str, module: &str) -> bool {
 fn covers(pattern: &str, name: &str) -> bool {
     let ends = name.match_indices('.').map(|(end, _)| end).chain([name.len()]);
     ends.into_iter().any(|end| matches(pattern.as_bytes(), &name.as_bytes()[..end]))
-}
-
-/// Whether `*` for any bytes and `?` for one make the pattern equal to the text.
-fn matches(pattern: &[u8], text: &[u8]) -> bool {
-    // Where to go on after the last star, should its first guess be wrong.
-    let (mut p, mut t, mut retry) = (0, 0, None);
-    while t < text.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                retry = Some((p + 1, t));
-                p += 1;
-            }
-            Some(&c) if c == b'?' || c == text[t] => (p, t) = (p + 1, t + 1),
-            _ => match retry {
-                Some((after, from)) => {
-                    (p, t) = (after, from + 1);
-                    retry = Some((after, from + 1));
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[p..].iter().all(|&c| c == b'*')
 }
 
 #[cfg(test)]

@@ -97,16 +97,15 @@ pub enum Interpolation {
 /// If there is no such model.
 pub fn facts(name: &str) -> Result<Facts> {
     let spec = find(name)?;
-    for family in FAMILIES {
-        let mut file: File = match toml::from_str(family.facts) {
-            Ok(file) => file,
-            Err(error) => bail!("a facts file cannot be read: {error}"),
-        };
-        if let Some(entry) = file.models.remove(spec.name) {
-            return file.facts(spec.name, entry);
-        }
+    let family = FAMILIES.iter().find(|family| family.name == spec.family);
+    let mut file: File = match toml::from_str(family.map_or("", |family| family.facts)) {
+        Ok(file) => file,
+        Err(error) => bail!("models/{}.toml cannot be read: {error}", spec.family),
+    };
+    match file.models.remove(spec.name) {
+        Some(entry) => file.facts(spec.name, entry),
+        None => bail!("there are no facts about {name} in models/{}.toml", spec.family),
     }
-    bail!("there are no facts about {name} in models/{}.toml", spec.family)
 }
 
 /// A facts file.

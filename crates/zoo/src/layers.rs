@@ -102,8 +102,7 @@ impl Conv2d {
         init: Init,
         vb: VarBuilder<'_>,
     ) -> Result<Self> {
-        let bias = vb.get_with_hints(c_out, "bias", Init::Const(0.0))?;
-        Ok(Self { bias: Some(bias), ..Self::new(c_in, c_out, kernel, config, init, vb)? })
+        Self::with_inits(c_in, c_out, kernel, config, (init, Init::Const(0.0)), vb)
     }
 
     /// (n, h, w, c_in) to (n, h_out, w_out, c_out).
@@ -213,9 +212,8 @@ impl Linear {
     /// # Errors
     /// If `vb` lacks the parameters or has them in other shapes.
     pub fn with_init(c_in: usize, c_out: usize, init: Init, vb: VarBuilder<'_>) -> Result<Self> {
-        let weight = vb.get_with_hints((c_out, c_in), "weight", init)?;
         let bias = vb.get_with_hints(c_out, "bias", bias_init(c_in))?;
-        Ok(Self { name: vb.prefix(), weight, bias: Some(bias) })
+        Ok(Self { bias: Some(bias), ..Self::without_bias(c_in, c_out, init, vb)? })
     }
 
     /// The weight drawn by `init`, the bias 0.
@@ -223,9 +221,8 @@ impl Linear {
     /// # Errors
     /// If `vb` lacks the parameters or has them in other shapes.
     pub fn with_zero_bias(c_in: usize, c_out: usize, init: Init, vb: VarBuilder<'_>) -> Result<Self> {
-        let weight = vb.get_with_hints((c_out, c_in), "weight", init)?;
         let bias = vb.get_with_hints(c_out, "bias", Init::Const(0.0))?;
-        Ok(Self { name: vb.prefix(), weight, bias: Some(bias) })
+        Ok(Self { bias: Some(bias), ..Self::without_bias(c_in, c_out, init, vb)? })
     }
 
     /// Without a bias, the weight drawn by `init`.
@@ -276,6 +273,20 @@ impl ConvNorm {
             norm: BatchNorm2d::new(c_out, norm)?,
             activation,
         })
+    }
+
+    /// As torchvision has it: a sequence of the two layers, the weight drawn by Kaiming's rule with fan-out.
+    ///
+    /// # Errors
+    /// If a parameter is missing or of another shape.
+    pub fn sequence(
+        c_in: usize,
+        c_out: usize,
+        shape: (usize, usize, usize),
+        activation: Activation,
+        vb: VarBuilder<'_>,
+    ) -> Result<Self> {
+        Self::new(c_in, c_out, shape, activation, KAIMING_FAN_OUT, [vb.pp(0), vb.pp(1)])
     }
 
     /// With other constants of the normalisation.

@@ -17,5 +17,5 @@ pub mod weights;
 pub use facts::{Accuracy, Facts, Interpolation, Preprocessing, WeightFile, facts};
 pub use model::{Auxiliary, Config, Model, Network, Stem, infer_config};
 pub use params::Params;
-pub use registry::{Build, Spec, find, list, registry};
+pub use registry::{Build, Spec, find, list, matches, registry};
 pub use summary::Summary;

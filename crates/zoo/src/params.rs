@@ -77,7 +77,8 @@ impl Params {
     ///
     /// # Errors
     /// If names or shapes differ in any way (PyTorch's `num_batches_tracked` is let through, and auxiliary heads
-    /// keep their values where the file has none); nothing is changed then, and the message names what is missing, unexpected or of another shape.
+    /// keep their values where the file has none); nothing is changed then, and the message names what is missing,
+    /// unexpected or of another shape.
     pub fn load(&self, state: &StateDict) -> Result<()> {
         self.load_except(state, &[])
     }

@@ -51,6 +51,7 @@ impl std::fmt::Debug for Spec {
 
 /// A family of models: its part of the table, and its facts file (see [`crate::facts`]).
 pub(crate) struct Family {
+    pub(crate) name: &'static str,
     specs: fn() -> Vec<Spec>,
     pub(crate) facts: &'static str,
 }
@@ -83,14 +84,27 @@ pub fn list(pattern: &str) -> Vec<&'static Spec> {
     registry().iter().filter(|spec| matches(pattern.as_bytes(), spec.name.as_bytes())).collect()
 }
 
-/// Whether a name matches a pattern, see [`list`].
-pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
-    match pattern.split_first() {
-        None => name.is_empty(),
-        Some((b'*', rest)) => (0..=name.len()).any(|skip| matches(rest, &name[skip..])),
-        Some((b'?', rest)) => !name.is_empty() && matches(rest, &name[1..]),
-        Some((c, rest)) => name.first() == Some(c) && matches(rest, &name[1..]),
+/// Whether `*` for any bytes and `?` for one make the pattern equal to the text.
+pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    // Where to go on after the last star, should its first guess be wrong.
+    let (mut p, mut t, mut retry) = (0, 0, None);
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                retry = Some((p + 1, t));
+                p += 1;
+            }
+            Some(&c) if c == b'?' || c == text[t] => (p, t) = (p + 1, t + 1),
+            _ => match retry {
+                Some((after, from)) => {
+                    (p, t) = (after, from + 1);
+                    retry = Some((after, from + 1));
+                }
+                None => return false,
+            },
+        }
     }
+    pattern[p..].iter().all(|&c| c == b'*')
 }
 
 /// Levenshtein's distance: insertions, deletions and replacements from one word to the other.

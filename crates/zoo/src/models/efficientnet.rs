@@ -9,12 +9,12 @@
 //! PyTorch's constants. On images of at most 64 pixels the stem has stride 1, as in kuangliu/pytorch-cifar.
 
 use super::mobilenet_v2::InvertedResidual;
-use crate::layers::{ConvNorm, KAIMING_FAN_OUT, Linear, SqueezeExcitation};
+use crate::layers::{ConvNorm, Linear, SqueezeExcitation};
 use crate::model::{Config, Network};
 use crate::registry::Spec;
 use candle_core::Result;
 use candle_nn::{Init, VarBuilder};
-use zoo_ops::Activation::{self, Identity, Sigmoid, Silu};
+use zoo_ops::Activation::{Identity, Sigmoid, Silu};
 use zoo_ops::rng::Noise;
 use zoo_ops::{FeatureMap, add, drop_path, dropout, global_avg_pool2d};
 
@@ -60,22 +60,12 @@ struct EfficientNet {
     classifier: Linear,
 }
 
-fn conv(
-    c_in: usize,
-    c_out: usize,
-    shape: (usize, usize, usize),
-    activation: Activation,
-    vb: VarBuilder<'_>,
-) -> Result<ConvNorm> {
-    ConvNorm::new(c_in, c_out, shape, activation, KAIMING_FAN_OUT, [vb.pp(0), vb.pp(1)])
-}
-
 impl EfficientNet {
     /// Parameters `features.<stage>.…`, counted from the stem to the last convolution, and `classifier.1`.
     fn new(config: &Config, vb: VarBuilder<'_>) -> Result<Self> {
         let features = vb.pp("features");
         let stride = if config.small_stem() { 1 } else { 2 };
-        let stem = conv(config.in_chans, STEM, (3, stride, 1), Silu, features.pp(0))?;
+        let stem = ConvNorm::sequence(config.in_chans, STEM, (3, stride, 1), Silu, features.pp(0))?;
         let (mut c_in, mut blocks) = (STEM, Vec::new());
         let count: usize = STAGES.iter().map(|stage| stage.4).sum();
         let deepest = config.drop_path.unwrap_or(DROP_PATH);
@@ -95,7 +85,7 @@ impl EfficientNet {
         Ok(Self {
             stem,
             blocks,
-            last: conv(c_in, LAST, (1, 1, 1), Silu, features.pp(STAGES.len() + 1))?,
+            last: ConvNorm::sequence(c_in, LAST, (1, 1, 1), Silu, features.pp(STAGES.len() + 1))?,
             dropout: config.dropout.unwrap_or(DROPOUT),
             noise: config.noise.clone(),
             classifier: Linear::with_zero_bias(LAST, config.num_classes, head_init, head)?,
@@ -129,10 +119,14 @@ fn inverted_residual(
     let squeeze =
         SqueezeExcitation::new(wide, squeezed, activations, |_| Init::Const(0.0), vb.pp(first + 1))?;
     Ok(InvertedResidual {
-        expand: if expansion > 1 { Some(conv(c_in, wide, (1, 1, 1), Silu, vb.pp(0))?) } else { None },
-        depthwise: conv(wide, wide, (kernel, stride, wide), Silu, vb.pp(first))?,
+        expand: if expansion > 1 {
+            Some(ConvNorm::sequence(c_in, wide, (1, 1, 1), Silu, vb.pp(0))?)
+        } else {
+            None
+        },
+        depthwise: ConvNorm::sequence(wide, wide, (kernel, stride, wide), Silu, vb.pp(first))?,
         squeeze: Some(squeeze),
-        project: conv(wide, c_out, (1, 1, 1), Identity, vb.pp(first + 2))?,
+        project: ConvNorm::sequence(wide, c_out, (1, 1, 1), Identity, vb.pp(first + 2))?,
         shortcut: stride == 1 && c_in == c_out,
     })
 }

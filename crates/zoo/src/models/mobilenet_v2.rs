@@ -82,9 +82,7 @@ impl MobileNetV2 {
         let small = config.small_stem();
         let scaled = |channels: usize| multiple_of_8(channels as f64 * width);
         let features = |index: usize| vb.pp("features").pp(index);
-        let conv = |c_in, c_out, shape, vb: VarBuilder<'_>| {
-            ConvNorm::new(c_in, c_out, shape, Relu6, KAIMING_FAN_OUT, [vb.pp(0), vb.pp(1)])
-        };
+        let conv = |c_in, c_out, shape, vb| ConvNorm::sequence(c_in, c_out, shape, Relu6, vb);
         let mut c_in = scaled(STEM);
         let stem = conv(config.in_chans, c_in, (3, if small { 1 } else { 2 }, 1), features(0))?;
         let mut blocks = Vec::new();
@@ -139,10 +137,7 @@ fn bottleneck(
     vb: VarBuilder<'_>,
 ) -> Result<InvertedResidual> {
     let inner = c_in * expansion;
-    let conv = |c_in, shape, index: usize| {
-        let vb = vb.pp(index);
-        ConvNorm::new(c_in, inner, shape, Relu6, KAIMING_FAN_OUT, [vb.pp(0), vb.pp(1)])
-    };
+    let conv = |c_in, shape, index: usize| ConvNorm::sequence(c_in, inner, shape, Relu6, vb.pp(index));
     let first = usize::from(expansion != 1);
     Ok(InvertedResidual {
         expand: if expansion == 1 { None } else { Some(conv(c_in, (1, 1, 1), 0)?) },

@@ -7,7 +7,7 @@
 //! stride 1, as MobileNetV2 has it for CIFAR.
 
 use super::mobilenet_v2::{HEAD_INIT, InvertedResidual, multiple_of_8};
-use crate::layers::{BatchNorm2d, ConvNorm, KAIMING_FAN_OUT, Linear, SqueezeExcitation};
+use crate::layers::{BatchNorm2d, ConvNorm, Linear, SqueezeExcitation};
 use crate::model::{Config, Network};
 use crate::registry::Spec;
 use candle_core::Result;
@@ -102,7 +102,7 @@ fn conv(
     activation: Activation,
     vb: VarBuilder<'_>,
 ) -> Result<ConvNorm> {
-    let conv = ConvNorm::new(c_in, c_out, shape, activation, KAIMING_FAN_OUT, [vb.pp(0), vb.pp(1)])?;
+    let conv = ConvNorm::sequence(c_in, c_out, shape, activation, vb)?;
     Ok(conv.norm(|norm: BatchNorm2d| norm.eps(1e-3).momentum(0.01)))
 }
 

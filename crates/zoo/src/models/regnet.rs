@@ -6,12 +6,12 @@
 //! full resolution too, at four times the cost).
 
 use super::mobilenet_v2::HEAD_INIT;
-use crate::layers::{ConvNorm, KAIMING_FAN_OUT, Linear, SqueezeExcitation, bias_init};
+use crate::layers::{ConvNorm, Linear, SqueezeExcitation, bias_init};
 use crate::model::{Config, Network};
 use crate::registry::Spec;
 use candle_core::Result;
 use candle_nn::VarBuilder;
-use zoo_ops::Activation::{self, Identity, Relu, Sigmoid};
+use zoo_ops::Activation::{Identity, Relu, Sigmoid};
 use zoo_ops::{FeatureMap, global_avg_pool2d};
 
 struct Variant {
@@ -64,21 +64,17 @@ struct RegNet {
     fc: Linear,
 }
 
-fn conv(
-    c_in: usize,
-    c_out: usize,
-    shape: (usize, usize, usize),
-    activation: Activation,
-    vb: VarBuilder<'_>,
-) -> Result<ConvNorm> {
-    ConvNorm::new(c_in, c_out, shape, activation, KAIMING_FAN_OUT, [vb.pp(0), vb.pp(1)])
-}
-
 impl RegNet {
     /// Parameters `stem`, `trunk_output.block<stage>.block<stage>-<block>.…` and `fc`.
     fn new(variant: &Variant, config: &Config, vb: VarBuilder<'_>) -> Result<Self> {
         let small = config.small_stem();
-        let stem = conv(config.in_chans, STEM, (3, if small { 1 } else { 2 }, 1), Relu, vb.pp("stem"))?;
+        let stem = ConvNorm::sequence(
+            config.in_chans,
+            STEM,
+            (3, if small { 1 } else { 2 }, 1),
+            Relu,
+            vb.pp("stem"),
+        )?;
         let (mut c_in, mut blocks) = (STEM, Vec::new());
         for (stage, (depth, width)) in variant.stages.into_iter().enumerate() {
             let vb = vb.pp("trunk_output").pp(format!("block{}", stage + 1));
@@ -86,7 +82,7 @@ impl RegNet {
                 let stride = if block > 0 || (small && stage == 0) { 1 } else { 2 };
                 let vb = vb.pp(format!("block{}-{block}", stage + 1));
                 let proj = match block {
-                    0 => Some(conv(c_in, width, (1, stride, 1), Identity, vb.pp("proj"))?),
+                    0 => Some(ConvNorm::sequence(c_in, width, (1, stride, 1), Identity, vb.pp("proj"))?),
                     _ => None,
                 };
                 blocks.push(XBlock { proj, ..XBlock::new(variant, c_in, width, stride, vb)? });
@@ -126,8 +122,8 @@ impl XBlock {
         let groups = width / variant.group_width;
         Ok(Self {
             proj: None,
-            a: conv(c_in, width, (1, 1, 1), Relu, f.pp("a"))?,
-            b: conv(width, width, (3, stride, groups), Relu, f.pp("b"))?,
+            a: ConvNorm::sequence(c_in, width, (1, 1, 1), Relu, f.pp("a"))?,
+            b: ConvNorm::sequence(width, width, (3, stride, groups), Relu, f.pp("b"))?,
             squeeze: if variant.squeeze {
                 let activations = [Relu, Sigmoid];
                 let squeezed = c_in / SQUEEZE_RATIO;
@@ -135,7 +131,7 @@ impl XBlock {
             } else {
                 None
             },
-            c: conv(width, width, (1, 1, 1), Relu, f.pp("c"))?,
+            c: ConvNorm::sequence(width, width, (1, 1, 1), Relu, f.pp("c"))?,
         })
     }
 

@@ -142,7 +142,7 @@ pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
     assert!(
         left.runs.is_empty() || (left.runs.len() * left.run - 1) * right.step + width <= right.data.len()
     );
-    check_reads(left.data, left.starts, left.runs.iter().copied(), width);
+    check_reads(&left, width);
     for first in (0..pixels).step_by(ROWS) {
         let end = pixels.min(first + ROWS);
         let tile = Tile {
@@ -174,7 +174,7 @@ pub(super) fn sum(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
     assert!((1..=width).contains(&out.columns));
     assert!(rows.is_empty() || (rows.len() - 1) * out.stride + out.columns <= out.data.len());
     assert!(pixels == 0 || (pixels - 1) * right.step + width <= right.data.len());
-    check_reads(left.data, left.starts, left.runs.iter().copied(), width);
+    check_reads(&left, width);
     for (i, rows) in rows.chunks(ROWS).enumerate() {
         let sums = Sums {
             left: left.data.as_ptr(),
@@ -196,9 +196,9 @@ pub(super) fn sum(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
 }
 
 /// Panics unless a panel can be read from every tap of every pixel.
-fn check_reads(data: &[f32], starts: &[usize], taps: impl Iterator<Item = usize>, width: usize) {
-    let (start, tap) = (starts.iter().max(), taps.max());
-    assert!(start.copied().unwrap_or(0) + tap.unwrap_or(0) + width <= data.len());
+fn check_reads(left: &Left<'_>, width: usize) {
+    let largest = |offsets: &[usize]| offsets.iter().max().copied().unwrap_or(0);
+    assert!(largest(left.starts) + largest(left.runs) + width <= left.data.len());
 }
 
 /// # Safety
