@@ -57,6 +57,9 @@ pub(super) fn forward<T: Element>(
 }
 
 pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Vec<T> {
+    if let Some((folded, weight)) = folded(g, weight) {
+        return input_gradient(&folded, dys, &weight);
+    }
     if let Some((turned, weight)) = turned(g, weight) {
         return forward(&turned, dys, Weight { values: &weight, id: None }, &|_, _| {});
     }
@@ -86,6 +89,26 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
         Some(wide) => wide.weight_gradient(&weight_gradient::run(&wide.g, xs, dys)),
         None => weight_gradient::run(g, xs, dys),
     }
+}
+
+/// A window as wide as the map sees each column with one tap. Its columns, which lie side by side in memory as
+/// channels do, are then taken for channels: a column need not ask every tap.
+fn folded(g: &Geometry, weight: &[f32]) -> Option<(Geometry, Vec<f32>)> {
+    let (columns, mut window) = (g.size.1, g.window);
+    let (kh, kw) = window.kernel;
+    if g.groups > 1 || kw == 1 || kw != columns || window.padding.1 > 0 {
+        return None;
+    }
+    (window.kernel.1, window.stride.1) = (1, 1);
+    let folded = Geometry { size: (g.size.0, 1), c_in: g.c_in * columns, window, ..*g };
+    let mut weights = vec![0.0; weight.len()];
+    for (i, row) in weight.chunks_exact(kw).enumerate() {
+        let (c_out, c_in, y) = (i / kh / g.c_in, i / kh % g.c_in, i % kh);
+        for (x, &weight) in row.iter().enumerate() {
+            weights[(c_out * folded.c_in + x * g.c_in + c_in) * kh + y] = weight;
+        }
+    }
+    Some((folded, weights))
 }
 
 /// The input gradient as a convolution of the output gradient with the filters turned round, where it is one and
