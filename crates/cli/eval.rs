@@ -10,11 +10,14 @@ use serde::Serialize;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use zoo_data::{Loader, LoaderConfig, Split};
+use zoo_data::{CatalogEntry, Loader, LoaderConfig, Split};
 use zoo_trainer::{ClassAccuracy, DATA_SEED, evaluate};
 
 /// Skipped images that are named one by one.
 const WARNINGS: usize = 10;
+
+/// The name of sets of sentences.
+const TEXT: &str = "text";
 
 /// Arguments of `zoo eval`.
 #[derive(Debug, clap::Args)]
@@ -84,7 +87,15 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         .data_dir
         .clone()
         .or_else(|| run.filter(|config| config.dataset == name).and_then(|config| config.data_dir));
-    let dataset = zoo_data::open(&name, split, data_dir.as_deref(), DATA_SEED)?;
+    let dataset = match (found.reading()?, &data_dir) {
+        // Other sentences than those trained on are read with the same words and classes.
+        (Some(reading), Some(path)) if name == TEXT => {
+            zoo_data::open_text(path, split, Some(&reading), DATA_SEED)?
+        }
+        (Some(_), _) if name != TEXT => bail!("these weights read sentences; {name} has images"),
+        (None, _) if name == TEXT => bail!("these weights see images; {name} has sentences"),
+        _ => zoo_data::open(&name, split, data_dir.as_deref(), DATA_SEED)?,
+    };
     let dataset = args.limit_test.map_or(dataset.clone(), |n| dataset.limit(n, DATA_SEED));
     let trained = found.open(&args.foreign, Some(dataset.meta()), &device, printer)?;
     let (meta, input) = (&trained.meta, &trained.meta.input);
@@ -132,13 +143,14 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
 
 fn text(e: &Evaluation) -> String {
     let mut text = format!(
-        "{} on the {} images of {} ({})\n\n\
+        "{} on the {} {} of {} ({})\n\n\
          top-1     {:>7.2} %\n\
          top-5     {:>7.2} %\n\
          loss      {:>7.4}\n\
          images/s  {:>7}    ({})",
         e.model,
         thousands(e.n),
+        CatalogEntry::find(&e.dataset).map_or("images", CatalogEntry::records),
         e.dataset,
         e.split,
         e.top1,

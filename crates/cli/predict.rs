@@ -6,13 +6,13 @@ use crate::printer::Printer;
 use crate::table::{WIDTH, shorten};
 use crate::trained::{Foreign, Trained, class_name};
 use crate::usage_error;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use unicode_width::UnicodeWidthStr;
-use zoo_data::CatalogEntry;
+use zoo_data::{CatalogEntry, Reading};
 use zoo_ops::{FeatureMap, Inference};
 use zoo_trainer::Input;
 
@@ -26,10 +26,12 @@ const BAR: usize = 40;
 #[derive(Debug, clap::Args)]
 #[command(override_usage = "\
 zoo predict [OPTIONS] RUN_OR_CHECKPOINT IMAGE...
+       zoo predict [OPTIONS] RUN_OR_CHECKPOINT SENTENCE|FILE...
        zoo predict [OPTIONS] --model NAME --weights FILE IMAGE...
        zoo predict [OPTIONS] IMAGE... --model NAME --pretrained [TAG]")]
 pub(crate) struct Args {
-    /// Folder of a run, of which the best checkpoint is taken, or a checkpoint file; then pictures
+    /// Folder of a run, of which the best checkpoint is taken, or a checkpoint file; then pictures, or for a
+    /// network that reads sentences, sentences in quotes and text files with a sentence in each line
     #[arg(value_names = ["RUN_OR_CHECKPOINT", "IMAGE"], num_args = 1.., required = true)]
     paths: Vec<PathBuf>,
     /// How many classes to show for each picture
@@ -87,8 +89,11 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         None => None,
     };
     let dataset = dataset.map(CatalogEntry::meta);
+    let reading = found.reading()?;
     let trained = found.open(&args.foreign, dataset.as_ref(), &device, printer)?;
-    let network = Network { trained, inference: Inference::default(), dtype, device };
+    let sentences = reading.as_ref().map(|_| sentences(images)).transpose()?;
+    let images = sentences.as_deref().unwrap_or(images);
+    let network = Network { trained, reading, inference: Inference::default(), dtype, device };
     let mut answers = Vec::with_capacity(images.len());
     for images in images.chunks(BATCH) {
         answers.extend(network.answer(images, args)?);
@@ -102,8 +107,25 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
+/// The sentences of the arguments: those in the lines of files, and others as they are.
+fn sentences(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut sentences = Vec::new();
+    for argument in arguments {
+        if argument.is_file() {
+            let text = std::fs::read_to_string(argument)
+                .with_context(|| format!("cannot read {}", argument.display()))?;
+            sentences.extend(text.lines().filter(|line| !line.trim().is_empty()).map(PathBuf::from));
+        } else {
+            sentences.push(argument.clone());
+        }
+    }
+    Ok(sentences)
+}
+
 struct Network {
     trained: Trained,
+    /// Of a network that reads sentences; the paths it is given are sentences.
+    reading: Option<Reading>,
     inference: Inference,
     dtype: DType,
     device: Device,
@@ -131,6 +153,9 @@ impl Network {
 
     /// A picture as the network takes it, [h, w, c], or why it cannot be had.
     fn prepare(&self, path: &Path) -> std::result::Result<Vec<u8>, String> {
+        if let Some(Reading { vocabulary, side, .. }) = &self.reading {
+            return Ok(vocabulary.encode(&path.to_string_lossy(), *side));
+        }
         let image = zoo_data::load_image(path)
             .and_then(|image| zoo_data::preprocess(image, &self.trained.meta.input.preprocess()));
         image.map(|image| image.pixels).map_err(|error| {

@@ -6,6 +6,7 @@ use crate::summary::dims;
 use indicatif::ProgressBar;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use zoo_data::CatalogEntry;
 use zoo_trainer::{EpochRecord, Observer, RunInfo, StepInfo, TrainConfig};
 
 /// Where there is no terminal for a bar, a line about so often shows that training goes on.
@@ -146,12 +147,13 @@ fn settings(run: &RunInfo<'_>, compute: &str) -> String {
     let (epochs, batches) = (count(c.epochs, "epoch"), count(run.batches, "batch"));
     let steps = count(usize::try_from(run.total_steps).unwrap_or(usize::MAX), "step");
     let images = [run.train_images, run.val_images].map(|n| thousands(n as u64));
+    let records = CatalogEntry::find(&c.dataset).map_or("images", CatalogEntry::records);
     let [c_in, side] = [c.in_chans, c.image_size].map(Option::unwrap_or_default);
     let input = dims([c_in, side, side]);
     let rows = [
         ("model", model(run)),
         ("weights", start(run)),
-        ("data", format!("{}, {} training and {} validation images", c.dataset, images[0], images[1])),
+        ("data", format!("{}, {} training and {} validation {records}", c.dataset, images[0], images[1])),
         ("input", format!("{input}, mean {}, std {}, augment {}", list(&c.mean), list(&c.std), c.augment)),
         ("training", format!("{epochs} of {batches} of {}, {steps}", count(c.batch_size, "image"))),
         ("optimizer", optimizer(c)),

@@ -15,10 +15,11 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "NAME", help_heading = "Model and data")]
     #[arg(required_unless_present_any = ["resume", "recipe"])]
     model: Option<String>,
-    /// cifar10, cifar100, mnist, fashion-mnist, folder, or shapes, which needs no files [default: cifar10]
+    /// cifar10, cifar100, mnist, fashion-mnist, folder, text, or shapes, which needs no files [default: cifar10]
     #[arg(long, value_name = "NAME", help_heading = "Model and data")]
     dataset: Option<String>,
-    /// Folder with the files of the data set; without it they are downloaded
+    /// Folder with the files of the data set (of text also a file of lines `class<tab>sentence`); without it they
+    /// are downloaded
     #[arg(long, value_name = "DIR", help_heading = "Model and data")]
     data_dir: Option<PathBuf>,
     /// Start from the weights in this file (safetensors, or .pth/.pt of PyTorch) or of this run, with a new head

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 use zoo::weights;
+use zoo_data::Dataset;
 use zoo_trainer::{Error, Outcome, RunDir, RunSummary, TrainConfig, TrainData, Trainer};
 
 /// Where runs go that are given no folder.
@@ -48,8 +49,8 @@ pub(crate) struct Args {
 /// A run that is ready to train.
 struct Ready {
     trainer: Trainer,
-    /// A validation image that is a file, for the closing words.
-    image: Option<PathBuf>,
+    /// What there is to predict, as a word of a command.
+    example: String,
 }
 
 /// Trains to the end or to the first signal.
@@ -59,7 +60,7 @@ struct Ready {
 pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
     let device = common.device()?;
     let flags = args.settings.flags(common)?;
-    let Ready { mut trainer, image } = match &args.resume {
+    let Ready { mut trainer, example } = match &args.resume {
         Some(dir) => resumed(dir.as_deref(), flags, common, &device)?,
         None => new(args, &flags, common, &device, printer)?,
     };
@@ -69,7 +70,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     let printed = progress.finish();
     match outcome? {
         Outcome::Finished(summary) => {
-            printer.result(&summary, |summary| closing(summary, image.as_deref()))?;
+            printer.result(&summary, |summary| closing(summary, &example))?;
             printed?;
             Ok(ExitCode::SUCCESS)
         }
@@ -111,8 +112,8 @@ fn new(
     };
     let path = dir.path().to_path_buf();
     let ready = fetch_weights(&config, printer).and_then(|()| open_data(&config, common)).and_then(|data| {
-        let image = data.val.path(0).map(Path::to_path_buf);
-        Ok(Ready { trainer: Trainer::new(config, &data, dir, device)?, image })
+        let example = example(&data.val);
+        Ok(Ready { trainer: Trainer::new(config, &data, dir, device)?, example })
     });
     if ready.is_err() {
         remove_unused(&path);
@@ -128,8 +129,8 @@ fn resumed(dir: Option<&Path>, flags: toml::Table, common: &Common, device: &Dev
     settings.extend(flags);
     let config = TrainConfig::from_toml(&settings.to_string(), "the command line")?;
     let data = open_data(&config, common)?;
-    let image = data.val.path(0).map(Path::to_path_buf);
-    Ok(Ready { trainer: Trainer::resume(config, &data, dir, device)?, image })
+    let example = example(&data.val);
+    Ok(Ready { trainer: Trainer::resume(config, &data, dir, device)?, example })
 }
 
 /// Downloads published weights that are not on this machine yet, with a bar; the trainer finds them then.
@@ -173,19 +174,27 @@ fn latest_run() -> Result<PathBuf> {
     }
 }
 
+/// A validation image where images are files, else what stands for one, or for a sentence.
+fn example(val: &Dataset) -> String {
+    match (val.path(0), val.vocabulary()) {
+        (Some(path), _) => shell_word(path),
+        (None, Some(_)) => "'a sentence'".into(),
+        (None, None) => "IMAGE.png".into(),
+    }
+}
+
 /// What came out, and what to do with it.
-fn closing(summary: &RunSummary, image: Option<&Path>) -> String {
+fn closing(summary: &RunSummary, example: &str) -> String {
     let RunSummary { dir, best_epoch, best_val_top1, last, .. } = summary;
     let (Some(epoch), Some(top1), Some(last)) = (best_epoch, best_val_top1, last) else {
         return String::new();
     };
     let (program, run) = (program(), shell_word(dir));
-    let image = image.map_or("IMAGE.png".into(), shell_word);
     format!(
         "\nbest top-1 {top1:.2} % after epoch {epoch} of {}, in {}\n\
          checkpoints in {}: {} and {}\n\n\
          evaluate  {program} eval {run}\n\
-         predict   {program} predict {run} {image}",
+         predict   {program} predict {run} {example}",
         last.epoch,
         duration(last.elapsed_s),
         dir.display(),

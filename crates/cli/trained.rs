@@ -7,7 +7,7 @@ use candle_core::Device;
 use std::path::{Path, PathBuf};
 use zoo::weights::{self, Cache, KnownBy, StateDict};
 use zoo::{Model, Params, Preprocessing, Spec, WeightFile, infer_config};
-use zoo_data::{CatalogEntry, Meta, Preprocess};
+use zoo_data::{CatalogEntry, Meta, Preprocess, Reading};
 use zoo_trainer::{Checkpoint, CheckpointMeta, Input, RunDir, TrainConfig};
 
 /// ImageNet's mean and standard deviation, which most published weights for colour images were trained with.
@@ -117,6 +117,18 @@ impl Found {
         name.and_then(|name| CatalogEntry::find(name).ok())
     }
 
+    /// How sentences are read for the network, if it reads sentences.
+    ///
+    /// # Errors
+    /// If weights that say nothing are of a network that reads sentences.
+    pub(crate) fn reading(&self) -> Result<Option<Reading>> {
+        let reading = self.meta.as_ref().and_then(CheckpointMeta::reading);
+        if reading.is_none() && self.spec.reads_text() {
+            bail!("{}: it is not known which numbers words have for these weights", self.path.display());
+        }
+        Ok(reading)
+    }
+
     /// Builds the network, for pictures of `dataset` where it is known whose they are.
     ///
     /// # Errors
@@ -132,7 +144,11 @@ impl Found {
             Some(meta) => meta,
             None => self.describe(options, dataset, printer)?,
         };
+        let of_weights = meta.input.clone();
         options.change(&mut meta.input, dataset)?;
+        if meta.vocabulary.is_some() && meta.input != of_weights {
+            bail!("how these weights read sentences cannot be changed");
+        }
         let Self { path, spec, weights, .. } = self;
         printer.detail(format!("weights from {}", path.display()));
         let size = (meta.input.image_size, meta.input.image_size);
@@ -174,6 +190,7 @@ impl Found {
             classes: dataset.map(|meta| meta.classes.clone()).unwrap_or_default(),
             input: Input { in_chans, image_size: side, resize, interpolation, mean, std },
             dataset: dataset.map(|meta| meta.name.clone()).unwrap_or_default(),
+            vocabulary: None,
             epoch: 0,
             step: 0,
             metrics: None,

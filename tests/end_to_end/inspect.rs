@@ -118,7 +118,7 @@ fn bench_measures() {
 fn data_list_has_what_train_takes() {
     let list = Shell::new().zoo("data list --json").json();
     let names: Vec<&str> = list.as_array().unwrap().iter().map(|set| set["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["cifar10", "cifar100", "mnist", "fashion-mnist", "folder", "shapes"]);
+    assert_eq!(names, ["cifar10", "cifar100", "mnist", "fashion-mnist", "folder", "shapes", "text"]);
 }
 
 #[test]

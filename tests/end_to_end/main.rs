@@ -3,6 +3,7 @@
 mod bad_input;
 mod command;
 mod inspect;
+mod sentences;
 #[cfg(unix)]
 mod train_resume;
 mod use_model;

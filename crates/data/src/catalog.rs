@@ -1,7 +1,7 @@
 //! The data sets there are: one table that drives opening, checking, downloading and listing.
 
 use crate::dataset::{Dataset, Meta, Source, Split};
-use crate::{Error, Result, cifar, folder, hub, idx, shapes};
+use crate::{Error, Result, cifar, folder, hub, idx, shapes, text};
 use std::path::Path;
 
 /// One official file of a data set.
@@ -25,6 +25,7 @@ pub(crate) enum Format {
     Idx,
     Folder,
     Drawn,
+    Text,
 }
 
 /// The Parquet copy of a data set on the Hugging Face hub.
@@ -236,6 +237,22 @@ pub static CATALOG: &[CatalogEntry] = &[
         std: &[0.2678, 0.2677, 0.2691],
         class_names: &shapes::CLASSES,
     },
+    CatalogEntry {
+        name: "text",
+        summary: "your own sentences: a file of lines `class<tab>sentence`, or DIR/{train,test}.tsv",
+        num_classes: 0,
+        shape: [3, 0, 0],
+        images: [0, 0],
+        needs_files: true,
+        format: Format::Text,
+        subfolders: &[],
+        files: &[],
+        hub: None,
+        mirror: false,
+        mean: &[0.5, 0.5, 0.5],
+        std: &[0.5, 0.5, 0.5],
+        class_names: &[],
+    },
 ];
 
 impl CatalogEntry {
@@ -263,6 +280,11 @@ impl CatalogEntry {
         self.files.iter().filter(move |file| file.split == split)
     }
 
+    /// What its records are, in words.
+    pub fn records(&self) -> &'static str {
+        if self.format == Format::Text { "sentences" } else { "images" }
+    }
+
     /// Classes, shape and statistics, as an opened set has them; for a folder without its classes.
     pub fn meta(&self) -> Meta {
         Meta {
@@ -280,15 +302,16 @@ impl CatalogEntry {
 /// Opens one split of a data set.
 ///
 /// `data_dir` holds the official files (or has the usual sub-folder that does); without it, `cifar10`,
-/// `cifar100`, `mnist` and `fashion-mnist` come through the Hugging Face hub cache. `seed` is that of the
-/// drawn set `shapes` and has no influence on the others.
+/// `cifar100`, `mnist` and `fashion-mnist` come through the Hugging Face hub cache. `seed` draws the set `shapes` and
+/// divides a single file of `text`, and has no influence on the others.
 ///
 /// # Errors
 /// If the name is unknown, files are missing, have the wrong size or hold impossible labels, a folder has no
 /// classes or a class no images, or a download fails.
 pub fn open(name: &str, split: Split, data_dir: Option<&Path>, seed: u64) -> Result<Dataset> {
     let entry = CatalogEntry::find(name)?;
-    if let Some(dir) = data_dir.filter(|dir| entry.needs_files && !dir.is_dir()) {
+    let in_folder = entry.needs_files && entry.format != Format::Text;
+    if let Some(dir) = data_dir.filter(|dir| in_folder && !dir.is_dir()) {
         return Err(Error::NotFound { what: format!("folder of {name}"), looked_for: vec![dir.to_owned()] });
     }
     let meta = entry.meta();
@@ -296,6 +319,11 @@ pub fn open(name: &str, split: Split, data_dir: Option<&Path>, seed: u64) -> Res
     let (pixels, labels) = match (entry.format, data_dir) {
         (Format::Drawn, _) => shapes::draw(split, seed, entry.count(split)),
         (Format::Folder, Some(dir)) => return folder::open(meta, split, dir),
+        (Format::Text, Some(path)) => return text::open_text(path, split, None, seed),
+        (Format::Text, None) => {
+            let message = "data set text needs --data-dir FILE with lines of a class, a tab and a sentence";
+            return Err(Error::Config(message.into()));
+        }
         (Format::Folder, None) => {
             let message = "data set folder needs --data-dir DIR with DIR/train/<class>/ and DIR/val/<class>/";
             return Err(Error::Config(message.into()));
@@ -323,7 +351,7 @@ mod tests {
                 let expected = match entry.format {
                     Format::Cifar { label_bytes } => n * (label_bytes as u64 + 3072),
                     Format::Idx => 16 + n * 784 + 8 + n,
-                    Format::Folder | Format::Drawn => 0,
+                    Format::Folder | Format::Drawn | Format::Text => 0,
                 };
                 assert_eq!(bytes, expected, "{} {}", entry.name, split.name());
             }
@@ -333,8 +361,7 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_the_known() {
         let message = open("cifar", Split::Train, None, 0).unwrap_err().to_string();
-        let expected =
-            "unknown data set 'cifar'; there are: cifar10, cifar100, mnist, fashion-mnist, folder, shapes";
+        let expected = "unknown data set 'cifar'; there are: cifar10, cifar100, mnist, fashion-mnist, folder, shapes, text";
         assert_eq!(message, expected);
     }
 }

@@ -1,4 +1,5 @@
 use crate::pixels::Image;
+use crate::text::Vocabulary;
 use crate::{Result, decode};
 use rand::Rng;
 use std::borrow::Cow;
@@ -60,6 +61,8 @@ pub struct Dataset {
     source_labels: Arc<Vec<u32>>,
     /// The records of the source that belong to this set, in its order.
     records: Arc<Vec<u32>>,
+    /// Of sentences.
+    vocabulary: Option<Arc<Vocabulary>>,
 }
 
 impl Dataset {
@@ -71,7 +74,18 @@ impl Dataset {
             source: Arc::new(source),
             source_labels: Arc::new(labels),
             records: Arc::new(records),
+            vocabulary: None,
         }
+    }
+
+    /// The same set as sentences of these words.
+    pub(crate) fn with_vocabulary(self, vocabulary: Arc<Vocabulary>) -> Self {
+        Self { vocabulary: Some(vocabulary), ..self }
+    }
+
+    /// The words that have numbers, if these are sentences: then a pixel is a word.
+    pub fn vocabulary(&self) -> Option<&Arc<Vocabulary>> {
+        self.vocabulary.as_ref()
     }
 
     /// A set from images in memory: `pixels` is [n, h, w, c] with [c, h, w] = `meta.shape`, one label each.

@@ -1,8 +1,8 @@
 //! Image data sets for classification: reading, checking, augmenting and batching.
 //!
 //! [`open`] gives a [`Dataset`] by name: the official files of CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST,
-//! a folder of images, or `shapes`, a set the program draws itself. A [`Loader`] turns it into batches of
-//! bytes, ahead of training, on threads of its own. Pictures stay 8-bit throughout, [h, w, c] inside one and
+//! a folder of images, labelled sentences, or `shapes`, a set the program draws itself. A [`Loader`] turns it into
+//! batches of bytes, ahead of training, on threads of its own. Pictures stay 8-bit throughout, [h, w, c] inside one and
 //! [n, h, w, c] in a batch; normalising is the model's first step, with the mean and deviation in [`Meta`].
 //!
 //! All randomness is a function of (seed, purpose, index), so batches are equal byte for byte whatever the
@@ -38,6 +38,7 @@ mod preprocess;
 mod resize;
 mod shapes;
 mod sheet;
+mod text;
 mod trivial;
 mod verify;
 
@@ -52,6 +53,7 @@ pub use pixels::Image;
 pub use preprocess::{Preprocess, preprocess};
 pub use resize::{Interpolation, Region, resize, resize_by};
 pub use sheet::contact_sheet;
+pub use text::{Reading, Vocabulary, open_text};
 pub use verify::{FileReport, FileStatus, verify};
 
 /// The result of everything in this crate that can fail.

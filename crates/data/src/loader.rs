@@ -6,7 +6,7 @@
 //! delivers the same bytes.
 
 use crate::augment::{Augment, Shift, augment};
-use crate::dataset::{Dataset, permutation};
+use crate::dataset::{Dataset, Meta, permutation};
 use crate::mix::{Mix, Mixed};
 use crate::preprocess::{Preprocess, SMALL};
 use crate::resize::Interpolation;
@@ -163,6 +163,9 @@ impl Loader {
                 dataset.split().name()
             )));
         }
+        if dataset.vocabulary().is_some() {
+            check_sentences(meta, &config, input)?;
+        }
         if config.batch_size == 0 {
             return Err(Error::Config("batch size must be at least 1, found 0".into()));
         }
@@ -225,6 +228,24 @@ impl Loader {
         let untold = std::mem::take(&mut skipped.untold);
         untold.iter().map(|index| format!("skipped {}", skipped.reasons[index])).collect()
     }
+}
+
+/// That sentences go to the network as they are.
+fn check_sentences(meta: &Meta, config: &LoaderConfig, input: Preprocess) -> Result<()> {
+    let [c, side, _] = meta.shape;
+    let Preprocess { resize, crop, channels, .. } = input;
+    let problem = if config.augment != Augment::None {
+        "sentences cannot be augmented; use --augment none".into()
+    } else if config.mix != Mix::default() {
+        "sentences cannot be mixed; use neither mixup nor cutmix".into()
+    } else if (crop, resize) != (side, side) {
+        format!("sentences of {side}x{side} words cannot be resized to {crop}x{crop}")
+    } else if channels != c {
+        format!("a word has {c} bytes, found {channels} channels")
+    } else {
+        return Ok(());
+    };
+    Err(Error::Config(format!("data set {}: {problem}", meta.name)))
 }
 
 /// Everything that decides the batches of one epoch.

@@ -17,6 +17,9 @@ const GAP: u32 = 2;
 /// # Errors
 /// As [`Loader::new`], and if no image can be read or the sheet would be unreasonably large.
 pub fn contact_sheet(dataset: &Dataset, per_class: usize, config: &LoaderConfig) -> Result<RgbImage> {
+    if dataset.vocabulary().is_some() {
+        return Err(Error::Config(format!("{} has sentences, which make no picture", dataset.meta().name)));
+    }
     let rows = dataset.meta().classes.len();
     let mut taken = vec![0; rows];
     let mut chosen = Vec::new();

@@ -2,7 +2,7 @@
 
 use crate::catalog::{CatalogEntry, FileFact, Format};
 use crate::dataset::Split;
-use crate::{Error, Result, cifar, decode, digest, folder, idx};
+use crate::{Error, Result, cifar, decode, digest, folder, idx, text};
 use std::path::{Path, PathBuf};
 
 /// What is known about one file.
@@ -52,19 +52,22 @@ impl FileStatus {
 }
 
 /// A report on each file of a data set: the official files of a fixed-format set, every image of a folder
-/// (which is decoded for it). `shapes` has no files and gives an empty list.
+/// (which is decoded for it), the files of labelled sentences. `shapes` has no files and gives an empty list.
 ///
 /// # Errors
 /// If the name is unknown, or a folder lacks the structure that [`crate::open`] asks for. Faults of single
 /// files are in the report.
 pub fn verify(name: &str, dir: &Path) -> Result<Vec<FileReport>> {
     let entry = CatalogEntry::find(name)?;
+    if entry.format == Format::Text {
+        return verify_text(dir);
+    }
     if !dir.is_dir() {
         return Err(Error::NotFound { what: format!("folder of {name}"), looked_for: vec![dir.to_owned()] });
     }
     match entry.format {
         Format::Folder => verify_folder(entry, dir),
-        Format::Drawn => Ok(Vec::new()),
+        Format::Drawn | Format::Text => Ok(Vec::new()),
         Format::Cifar { .. } | Format::Idx => {
             Ok(entry.files.iter().map(|file| verify_file(entry, file, dir)).collect())
         }
@@ -91,6 +94,19 @@ fn verify_file(entry: &CatalogEntry, file: &FileFact, dir: &Path) -> FileReport 
             report(bytes, FileStatus::WrongChecksum { expected: expected.to_owned(), found })
         }
     }
+}
+
+fn verify_text(path: &Path) -> Result<Vec<FileReport>> {
+    let report = |file: PathBuf| {
+        let bytes = std::fs::metadata(&file).map_or(0, |metadata| metadata.len());
+        let status = match text::read_file(&file) {
+            Ok(_) => FileStatus::Ok,
+            Err(error) => FileStatus::Unreadable(error.to_string()),
+        };
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        FileReport { name, path: Some(file), bytes, status }
+    };
+    Ok(text::files(path)?.into_iter().map(report).collect())
 }
 
 fn verify_folder(entry: &CatalogEntry, dir: &Path) -> Result<Vec<FileReport>> {

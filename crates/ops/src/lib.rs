@@ -23,6 +23,7 @@ pub mod conv2d;
 pub mod dispatch;
 pub mod dropout;
 mod element;
+pub mod embedding;
 mod feature_map;
 pub mod gate;
 mod inference;
@@ -49,6 +50,7 @@ pub use channels::{add, add_scaled, channel_shuffle, concat, flatten, pad_channe
 pub use conv2d::{Conv2dConfig, conv2d, linear};
 pub use dispatch::{set_strict_f32, with_reference};
 pub use dropout::{drop_path, dropout};
+pub use embedding::embedding;
 pub use feature_map::FeatureMap;
 pub use gate::gate;
 pub use inference::Inference;

@@ -49,7 +49,7 @@ impl Trace {
         // A fused operator leaves rows for its parts after the one that has the parameters.
         let mut rows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(row) =
-            rows.iter_mut().rev().find(|r| matches!(r.kind, "conv2d" | "linear" | "batch_norm"))
+            rows.iter_mut().rev().find(|r| matches!(r.kind, "conv2d" | "linear" | "batch_norm" | "embedding"))
         {
             row.name = name.to_string();
         }

@@ -7,9 +7,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use zoo::weights::{self, StateDict};
 use zoo::{Model, Params, infer_config};
-use zoo_data::Interpolation;
+use zoo_data::{Interpolation, Reading, Vocabulary};
 
 /// The version of the metadata that this program writes and reads.
 const FORMAT: &str = "1";
@@ -28,6 +29,8 @@ pub struct CheckpointMeta {
     pub input: Input,
     /// The data set the network was trained on.
     pub dataset: String,
+    /// The words that have numbers, of a network that reads sentences.
+    pub vocabulary: Option<Arc<Vocabulary>>,
     /// Epochs completed.
     pub epoch: u64,
     /// Optimizer steps taken.
@@ -54,6 +57,12 @@ pub struct CheckpointMetrics {
 }
 
 impl CheckpointMeta {
+    /// How sentences are read for the network, if it reads sentences.
+    pub fn reading(&self) -> Option<Reading> {
+        let vocabulary = self.vocabulary.clone()?;
+        Some(Reading { vocabulary, classes: self.classes.clone(), side: self.input.image_size })
+    }
+
     fn to_map(&self) -> BTreeMap<String, String> {
         let json = |value: serde_json::Value| value.to_string();
         let mut map = BTreeMap::from([
@@ -72,6 +81,9 @@ impl CheckpointMeta {
             ("epoch", self.epoch.to_string()),
             ("step", self.step.to_string()),
         ]);
+        if let Some(vocabulary) = &self.vocabulary {
+            map.insert("vocabulary", json(vocabulary.words().into()));
+        }
         if let Some(metrics) = &self.metrics {
             map.insert("metrics", json(serde_json::json!(metrics)));
         }
@@ -96,6 +108,10 @@ impl CheckpointMeta {
             model: text("model")?,
             dataset: text("dataset")?,
             zoo_version: text("zoo_version")?,
+            vocabulary: match map.get("vocabulary") {
+                Some(_) => Some(Arc::new(Vocabulary::new(parsed(map, "vocabulary")?))),
+                None => None,
+            },
             num_classes: parsed(map, "num_classes")?,
             classes: parsed(map, "classes")?,
             input: Input {

@@ -99,6 +99,32 @@ pub(crate) fn complete(
     Ok(input)
 }
 
+/// That a network which reads sentences gets sentences, and one which sees images images.
+pub(crate) fn check_kind(
+    config: &TrainConfig,
+    spec: &Spec,
+    dataset: &Dataset,
+    start: Option<&Start>,
+) -> Result<()> {
+    if spec.reads_text() && start.is_some() {
+        let problem = "a word has another number in other sentences, so these weights cannot be started from";
+        return Err(Error::config("weights", problem));
+    }
+    let normalised = [("mean", &config.mean), ("std", &config.std)];
+    if let Some((key, _)) = normalised.iter().find(|(_, given)| {
+        spec.reads_text() && given.as_ref().is_some_and(|values| values.iter().any(|value| *value != 0.5))
+    }) {
+        return Err(Error::config(key, "words are numbers that are not normalised; leave it out"));
+    }
+    let name = &dataset.meta().name;
+    let problem = match (spec.reads_text(), dataset.vocabulary().is_some()) {
+        (true, false) => format!("{} reads sentences, and {name} has images; use --dataset text", spec.name),
+        (false, true) => format!("{} sees images, and {name} has sentences; use --model textcnn", spec.name),
+        _ => return Ok(()),
+    };
+    Err(Error::config("dataset", problem))
+}
+
 /// Statistics for another number of channels: repeated, or averaged, which is close enough to normalise by.
 fn with_channels(values: &[f32], channels: usize) -> Vec<f32> {
     match (values.len(), channels) {

@@ -1,7 +1,7 @@
 //! A run: its parts, and how they are saved.
 
 use crate::checkpoint::{Checkpoint, CheckpointMeta, CheckpointMetrics};
-use crate::data::{TrainData, complete};
+use crate::data::{TrainData, check_kind, complete};
 use crate::depth::LayerRates;
 use crate::ema::Ema;
 use crate::freeze::{frozen, is_constant};
@@ -119,6 +119,7 @@ impl Trainer {
         start: Option<Start>,
     ) -> Result<Self> {
         let spec = zoo::find(&config.model)?;
+        check_kind(&config, spec, &data.train, start.as_ref())?;
         let input = complete(&mut config, spec, data.train.meta(), start.as_ref())?;
         if let (Stem::Auto, Some(start)) = (config.stem, &start) {
             config.stem = start.stem(spec, input.image_size)?;
@@ -233,6 +234,7 @@ impl Trainer {
             classes: self.train.dataset().meta().classes.clone(),
             input: self.input.clone(),
             dataset: self.config.dataset.clone(),
+            vocabulary: self.train.dataset().vocabulary().cloned(),
             epoch: self.progress.epoch,
             step: self.progress.step,
             metrics: self.progress.last.as_ref().map(metrics_of),

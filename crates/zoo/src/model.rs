@@ -69,6 +69,8 @@ pub fn infer_config(spec: &Spec, state: &StateDict, image_size: (usize, usize)) 
     };
     let ((h, w), first) = (image_size, weight(spec.stem)?);
     let in_chans = match *first {
+        // The first layer of those that read sentences does not see the pixels.
+        _ if spec.reads_text() => spec.input[0],
         // A linear layer sees all values of an image.
         [_, values] if h * w > 0 && values % (h * w) == 0 => values / (h * w),
         [_, values] => {

@@ -1,6 +1,7 @@
 //! The table of models, collected from the files in `models/`: one per family.
 
 use crate::model::{Config, Network, Stem};
+use crate::models::textcnn;
 use candle_core::{Result, bail};
 use candle_nn::VarBuilder;
 use std::sync::OnceLock;
@@ -28,6 +29,11 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// Whether it reads sentences, and not images: see [`zoo_ops::embedding`](mod@zoo_ops::embedding).
+    pub fn reads_text(&self) -> bool {
+        self.family == textcnn::FAMILY
+    }
+
     /// The configuration it was published for.
     pub fn config(&self) -> Config {
         let [in_chans, h, w] = self.input;

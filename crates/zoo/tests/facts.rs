@@ -159,7 +159,8 @@ fn models_of_papers_without_counts_are_as_large_as_their_definitions_say() -> Re
         + 3 * conv(1, 192, 192)
         + conv(3, 192, 192)
         + conv(1, 192, 10);
-    for (name, params) in [("alexnet_2012", alexnet), ("zfnet", zfnet), ("nin", nin)] {
+    let textcnn = 20_000 * 300 + (3 + 4 + 5) * 300 * 100 + 300 + conv(1, 300, 2);
+    for (name, params) in [("alexnet_2012", alexnet), ("zfnet", zfnet), ("nin", nin), ("textcnn", textcnn)] {
         assert_eq!(facts(name)?.params, params, "{name}");
     }
     Ok(())

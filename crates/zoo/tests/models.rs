@@ -177,7 +177,10 @@ fn initial_values_have_the_published_distribution() -> Result<()> {
     check("efficientnet_b0", "classifier.1.weight", 1.0 / (3.0 * 1000.0))?;
     check("mnasnet1_0", "classifier.1.weight", 1.0 / 1000.0)?;
     check("regnet_y_400mf", "trunk_output.block1.block1-0.f.b.0.weight", 2.0 / (48.0 * 9.0))?;
-    check("regnet_y_400mf", "trunk_output.block1.block1-0.f.se.fc1.bias", 1.0 / (3.0 * 48.0))
+    check("regnet_y_400mf", "trunk_output.block1.block1-0.f.se.fc1.bias", 1.0 / (3.0 * 48.0))?;
+    // Uniform within a quarter, as Kim's words without a vector; nn.Conv2d as it is.
+    check("textcnn", "embed.weight", 0.25 * 0.25 / 3.0)?;
+    check("textcnn", "convs1.2.weight", 1.0 / (3.0 * 5.0 * 300.0))
 }
 
 #[test]
@@ -396,6 +399,7 @@ fn weights_tell_their_configuration() -> Result<()> {
         ("mobilenet_v1_025_leaky", 5, 3, 48, Stem::Auto),
         ("mobilenet_v2_x0_5", 10, 3, 32, Stem::Auto),
         ("shufflenet_v1", 7, 4, 32, Stem::Auto),
+        ("textcnn", 5, 3, 9, Stem::Auto),
     ] {
         let spec = find(name)?;
         let config = Config { num_classes, in_chans, image_size: (side, side), stem, ..spec.config() };
