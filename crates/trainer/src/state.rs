@@ -66,6 +66,8 @@ pub(crate) struct Best {
     pub(crate) epoch: u64,
     /// In percent.
     pub(crate) top1: f64,
+    /// Which decides between epochs of the same accuracy.
+    pub(crate) loss: f64,
 }
 
 /// Writes the state, atomically.

@@ -215,9 +215,11 @@ impl Trainer {
             elapsed_s: progress.elapsed_s,
         };
         progress.last = Some(record);
-        let best = progress.best.is_none_or(|best| report.top1 > best.top1);
+        let best = progress
+            .best
+            .is_none_or(|best| (report.top1, best.loss) > (best.top1, report.loss));
         if best {
-            progress.best = Some(Best { epoch: progress.epoch, top1: report.top1 });
+            progress.best = Some(Best { epoch: progress.epoch, top1: report.top1, loss: report.loss });
         }
         self.log.append(&record)?;
         observer.epoch_ended(&record, best);

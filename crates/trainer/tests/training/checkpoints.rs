@@ -41,7 +41,11 @@ fn a_checkpoint_is_enough_to_repeat_its_evaluation() {
         let best = Checkpoint::open(folder.path()).unwrap();
         let lines = tiny::metrics(folder.path());
         let best_top1 = lines.iter().map(|line| line["val_top1"].as_f64().unwrap()).fold(0.0, f64::max);
-        assert_eq!(best.meta.metrics.unwrap().val_top1, best_top1);
+        let metrics = best.meta.metrics.unwrap();
+        assert_eq!(metrics.val_top1, best_top1);
+        let as_good = lines.iter().filter(|line| line["val_top1"] == best_top1);
+        let best_loss = as_good.map(|line| line["val_loss"].as_f64().unwrap()).fold(f64::INFINITY, f64::min);
+        assert_eq!(metrics.val_loss, best_loss);
         assert_eq!(report(&best, 8).top1, best_top1);
     }
 }
