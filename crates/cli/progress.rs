@@ -6,7 +6,7 @@ use crate::summary::dims;
 use indicatif::ProgressBar;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use zoo_data::CatalogEntry;
+use zoo_data::{CROP_SCALE, CatalogEntry};
 use zoo_trainer::{EpochRecord, Observer, RunInfo, StepInfo, TrainConfig};
 
 /// Where there is no terminal for a bar, a line about so often shows that training goes on.
@@ -216,6 +216,7 @@ fn schedule(c: &TrainConfig) -> String {
 /// The settings that are off by default, those that are on.
 fn extras(c: &TrainConfig) -> String {
     let on = [
+        ("crops of at least", if c.crop_scale == CROP_SCALE { 0.0 } else { c.crop_scale }),
         ("mixup", c.mixup),
         ("CutMix", c.cutmix),
         ("label smoothing", c.label_smoothing),

@@ -69,6 +69,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "KIND", help_heading = "Model and data")]
     #[arg(value_parser = PossibleValuesParser::new(Augment::ALL.map(Augment::name)))]
     augment: Option<String>,
+    /// The least share of a picture's area that a random crop takes, where the input is larger than 64 pixels; e.g.
+    /// 0.5 for fine-tuning [default: 0.08]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true, help_heading = "Model and data")]
+    crop_scale: Option<f64>,
     /// Blend each training image and its label with another one; the strength α, e.g. 0.2
     #[arg(long, value_name = "ALPHA", value_parser = number, allow_negative_numbers = true, help_heading = "Model and data")]
     mixup: Option<f64>,

@@ -113,6 +113,7 @@ fn settings_that_make_no_sense_are_refused() {
     train("--freeze *", &["freeze: ", "nothing to train"]);
     train("--mixup -1", &["mixup: ", "-1"]);
     train("--cutmix nan", &["cutmix: "]);
+    train("--crop-scale 1", &["crop_scale: must be above 0 and below 1"]);
     train("--layer-decay 0", &["layer_decay: ", "above 0"]);
     train("--backbone-lr-scale -1", &["backbone_lr_scale: ", "-1"]);
     train("--resize 16", &["resize", "32", "16"]);

@@ -16,8 +16,8 @@ pub enum Augment {
     #[default]
     None,
     /// Up to 64 pixels: padded by 4 black pixels, cut out at random, flipped left-right half of the time
-    /// (He et al. 2016, section 4.2). Above: a random part of 8 to 100 % of the area and aspect ratio 3/4 to
-    /// 4/3, resized, and flipped (torchvision's `RandomResizedCrop`). Digits are never flipped.
+    /// (He et al. 2016, section 4.2). Above: a random part of 8 to 100 % of the area (or of a larger share, see
+    /// [`crate::LoaderConfig::crop_scale`]) and aspect ratio 3/4 to 4/3, resized, and flipped (torchvision's `RandomResizedCrop`). Digits are never flipped.
     Standard,
     /// `Standard`, then one operation of TrivialAugment Wide at a random strength (Müller and Hutter 2021,
     /// arXiv:2103.10158, after torchvision's `TrivialAugmentWide`).
@@ -54,6 +54,9 @@ impl FromStr for Augment {
         })
     }
 }
+
+/// The least share of a large picture's area that is taken, in torchvision and here unless told.
+pub const CROP_SCALE: f64 = 0.08;
 
 /// Padding on each side before a small image is cut out again.
 const PAD: usize = 4;
@@ -103,7 +106,7 @@ fn mirror_row(row: &mut [u8], c: usize) {
 /// A training image from a decoded one, which already has the model's channels.
 pub(crate) fn augment(
     image: Image,
-    how: Augment,
+    (how, crop_scale): (Augment, f64),
     input: &Preprocess,
     mirror: bool,
     rng: &mut ChaCha8Rng,
@@ -119,7 +122,7 @@ pub(crate) fn augment(
             shifted
         }
         _ => {
-            let region = random_region(image.h, image.w, rng);
+            let region = random_region(image.h, image.w, crop_scale, rng);
             let mut cropped = resize(&image, region, size, size);
             if rng.random::<bool>() && mirror {
                 let (row, c) = (cropped.w * cropped.c, cropped.c);
@@ -131,13 +134,13 @@ pub(crate) fn augment(
     Ok(if how == Augment::Trivial { trivial::apply(image, rng) } else { image })
 }
 
-/// The part of an `h` × `w` picture that is used: torchvision's `RandomResizedCrop.get_params` with its
-/// defaults. Ten tries at 8 to 100 % of the area; if none fits, the largest centred part of allowed aspect.
-fn random_region(h: usize, w: usize, rng: &mut ChaCha8Rng) -> Region {
+/// The part of an `h` × `w` picture that is used: torchvision's `RandomResizedCrop.get_params`.
+/// Ten tries at `least` of the area and more; if none fits, the largest centred part of allowed aspect.
+fn random_region(h: usize, w: usize, least: f64, rng: &mut ChaCha8Rng) -> Region {
     const RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
     let (height, width) = (h as f64, w as f64);
     for _ in 0..10 {
-        let area = height * width * rng.random_range(0.08..1.0);
+        let area = height * width * rng.random_range(least..1.0);
         let ratio = rng.random_range(RATIO.0.ln()..RATIO.1.ln()).exp();
         let part_w = (area * ratio).sqrt().round_ties_even() as usize;
         let part_h = (area / ratio).sqrt().round_ties_even() as usize;
@@ -202,7 +205,7 @@ mod tests {
     fn random_regions_keep_area_and_aspect() {
         let mut areas = Vec::new();
         for i in 0..2000 {
-            let part = random_region(300, 400, &mut stream(1, "augment", i));
+            let part = random_region(300, 400, CROP_SCALE, &mut stream(1, "augment", i));
             assert!(part.top + part.h <= 300 && part.left + part.w <= 400);
             let ratio = part.w as f64 / part.h as f64;
             assert!((0.73..1.37).contains(&ratio), "{part:?}");
@@ -212,22 +215,26 @@ mod tests {
         // Large parts that do not fit are drawn again, hence less than the 0.54 in the middle of the range.
         let mean = areas.iter().sum::<f64>() / 2000.0;
         assert!((0.42..0.48).contains(&mean), "{mean}");
+        let large = |i| random_region(300, 400, 0.9, &mut stream(1, "augment", i));
+        assert!((0..500).map(large).all(|part| part.h * part.w > 105_000));
     }
 
     #[test]
     fn pictures_too_thin_for_the_aspect_use_their_centre() {
         let mut rng = stream(0, "augment", 0);
-        assert_eq!(random_region(2, 300, &mut rng).w, 3);
-        let tall = random_region(3000, 3, &mut rng);
+        assert_eq!(random_region(2, 300, CROP_SCALE, &mut rng).w, 3);
+        let tall = random_region(3000, 3, CROP_SCALE, &mut rng);
         assert_eq!((tall.h, tall.w, tall.top), (4, 3, 1498));
-        assert_eq!(random_region(1, 1, &mut rng), Region { top: 0, left: 0, h: 1, w: 1 });
+        assert_eq!(random_region(1, 1, CROP_SCALE, &mut rng), Region { top: 0, left: 0, h: 1, w: 1 });
     }
 
     #[test]
     fn large_images_come_out_at_the_input_size() {
         let input = Preprocess { resize: 112, ..Preprocess::new(98, 3) };
         for how in Augment::ALL {
-            let out = augment(numbered(120, 90, 3), how, &input, true, &mut stream(0, "augment", 5)).unwrap();
+            let out =
+                augment(numbered(120, 90, 3), (how, CROP_SCALE), &input, true, &mut stream(0, "augment", 5))
+                    .unwrap();
             assert_eq!((out.h, out.w, out.pixels.len()), (98, 98, 98 * 98 * 3));
         }
     }

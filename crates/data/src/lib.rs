@@ -42,7 +42,7 @@ mod text;
 mod trivial;
 mod verify;
 
-pub use augment::Augment;
+pub use augment::{Augment, CROP_SCALE};
 pub use catalog::{CATALOG, CatalogEntry, open};
 pub use dataset::{Dataset, Meta, Split};
 pub use decode::{MAX_PIXELS, decode_image, load_image};

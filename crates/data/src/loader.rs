@@ -5,7 +5,7 @@
 //! in turn. So the order is fixed by construction, no batch waits for sorting, and any number of workers
 //! delivers the same bytes.
 
-use crate::augment::{Augment, Shift, augment};
+use crate::augment::{Augment, CROP_SCALE, Shift, augment};
 use crate::dataset::{Dataset, Meta, permutation};
 use crate::mix::{Mix, Mixed};
 use crate::preprocess::{Preprocess, SMALL};
@@ -33,6 +33,8 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// Random changes. The same image gets others in every epoch.
     pub augment: Augment,
+    /// The least share of a large picture's area that a random crop takes; above 0 and below 1.
+    pub crop_scale: f64,
     /// Whether images are mixed with others of their batch.
     pub mix: Mix,
     /// Side of the (square) images in a batch; by default that of the data set, for folders 224.
@@ -58,6 +60,7 @@ impl LoaderConfig {
             shuffle: false,
             seed,
             augment: Augment::None,
+            crop_scale: CROP_SCALE,
             mix: Mix::default(),
             image_size: None,
             resize: None,
@@ -156,6 +159,10 @@ impl Loader {
         input.interpolation = config.interpolation;
         input.check()?;
         config.mix.check()?;
+        if !(config.crop_scale > 0.0 && config.crop_scale < 1.0) {
+            let found = config.crop_scale;
+            return Err(Error::Config(format!("crop scale must be above 0 and below 1, found {found}")));
+        }
         if dataset.is_empty() {
             return Err(Error::Config(format!(
                 "data set {} has no {} images",
@@ -334,12 +341,14 @@ impl Shared {
             }
         }
         let image = dataset.get(index as usize)?.with_channels(input.channels);
-        let image = augment(image, config.augment, input, mirror, &mut rng).map_err(|error| {
-            let origin = dataset
-                .path(index as usize)
-                .map_or(format!("image {index}"), |path| path.display().to_string());
-            Error::Image { origin, reason: error.to_string() }
-        })?;
+        let image = augment(image, (config.augment, config.crop_scale), input, mirror, &mut rng).map_err(
+            |error| {
+                let origin = dataset
+                    .path(index as usize)
+                    .map_or(format!("image {index}"), |path| path.display().to_string());
+                Error::Image { origin, reason: error.to_string() }
+            },
+        )?;
         out.copy_from_slice(&image.pixels);
         Ok(())
     }

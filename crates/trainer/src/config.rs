@@ -6,7 +6,7 @@ use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use zoo::Stem;
-use zoo_data::{Augment, Interpolation};
+use zoo_data::{Augment, CROP_SCALE, Interpolation};
 
 /// In which precision activations are kept. Parameters, their gradients and the loss are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -77,6 +77,8 @@ pub struct TrainConfig {
     /// Random changes to training images.
     #[serde(with = "augment_name")]
     pub augment: Augment,
+    /// The least share of a picture's area that a random crop takes, where images have more than 64 pixels a side.
+    pub crop_scale: f64,
     /// Strength α of mixup, which blends images and their labels; 0 for none.
     pub mixup: f64,
     /// Strength α of CutMix, which pastes parts of images into others; 0 for none. With mixup, each batch gets one
@@ -183,6 +185,7 @@ impl Default for TrainConfig {
             dropout: None,
             drop_path: None,
             augment: Augment::Standard,
+            crop_scale: CROP_SCALE,
             mixup: 0.0,
             cutmix: 0.0,
             ema: 0.0,
@@ -361,6 +364,10 @@ impl TrainConfig {
         if !(self.layer_decay > 0.0 && self.layer_decay <= 1.0) {
             let problem = format!("must be above 0 and at most 1, found {}", self.layer_decay);
             return Err(Error::config("layer_decay", problem));
+        }
+        if !(self.crop_scale > 0.0 && self.crop_scale < 1.0) {
+            let problem = format!("must be above 0 and below 1, found {}", self.crop_scale);
+            return Err(Error::config("crop_scale", problem));
         }
         let mut shares = vec![
             ("momentum", self.momentum),

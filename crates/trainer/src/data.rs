@@ -45,7 +45,13 @@ impl TrainData {
             ..LoaderConfig::new(config.batch_size, config.seed)
         };
         let mix = Mix { mixup: config.mixup, cutmix: config.cutmix };
-        let train = LoaderConfig { shuffle: config.shuffle, augment: config.augment, mix, ..base.clone() };
+        let train = LoaderConfig {
+            shuffle: config.shuffle,
+            augment: config.augment,
+            crop_scale: config.crop_scale,
+            mix,
+            ..base.clone()
+        };
         let val = LoaderConfig { augment: Augment::None, ..base };
         Ok((Loader::new(self.train.clone(), train)?, Loader::new(self.val.clone(), val)?))
     }
