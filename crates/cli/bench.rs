@@ -15,7 +15,7 @@ use zoo::{Config, Model, Params};
 use zoo_ops::dispatch::instruction_set;
 use zoo_ops::rng::{Noise, stream};
 use zoo_ops::trace::Row;
-use zoo_ops::{FeatureMap, Inference, Targets};
+use zoo_ops::{FeatureMap, Inference, Targets, timed};
 use zoo_trainer::{Gradients, Optimizer, SgdConfig, train_pass};
 
 /// Arguments of `zoo bench`.
@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// Steps that are measured
     #[arg(long, value_name = "N", default_value = "10", value_parser = non_zero)]
     steps: usize,
-    /// Print how each convolution is computed at this batch size, and measure nothing
+    /// Print how each convolution is computed at this batch size, and how long its forward takes
     #[arg(long)]
     explain: bool,
 }
@@ -81,20 +81,17 @@ struct StepTimes {
 /// If there is no such model, or it cannot take such images.
 pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
     let spec = zoo::find(&args.model)?;
-    let (device, dtype) = (common.device()?, common.dtype()?);
+    let dtype = common.dtype()?;
     let config = args.shape.config(spec, Noise::new(common.seed()));
     if args.explain {
-        printer.result(&Choices::new(args, &config, dtype)?, Choices::text)?;
+        let mut choices = Choices::new(args, &config, dtype)?;
+        Bench::new(args, config, common)?.time(&mut choices, printer)?;
+        printer.result(&choices, Choices::text)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let (h, w) = config.image_size;
-    let (n, c) = (args.batch_size, config.in_chans);
-    let pixels = random_bytes(common.seed(), n * h * w * c);
-    let statistics = (vec![0.5; c], vec![0.25; c]);
-    let xs = FeatureMap::from_bytes(&pixels, (n, h, w, c), (&statistics.0, &statistics.1), dtype, &device)?;
-    let bench = Bench { args, config, seed: common.seed(), device, xs };
-    let mut step_ms = bench.measure(printer)?;
-    step_ms.sort_by(f64::total_cmp);
+    let (n, image_size) = (args.batch_size, config.image_size.0);
+    let bench = Bench::new(args, config, common)?;
+    let step_ms = bench.measure(printer)?;
     let median = median(&step_ms);
     let measurement = Measurement {
         model: spec.name,
@@ -103,7 +100,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         dtype: dtype.as_str(),
         threads: common.threads(),
         batch_size: n,
-        image_size: h,
+        image_size,
         images_per_second: n as f64 / median * 1e3,
         step_ms: StepTimes { min: step_ms[0], median, max: step_ms[step_ms.len() - 1] },
         peak_memory_mb: peak_memory_mb(),
@@ -120,6 +117,8 @@ struct Choices {
     /// The best that this machine has, or what `ZOO_INSTRUCTION_SET` names.
     instruction_set: &'static str,
     layers: Vec<Choice>,
+    /// Milliseconds of a whole forward pass.
+    forward_ms: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -131,6 +130,8 @@ struct Choice {
     /// Multiply-adds of a direct sum, per image.
     macs: u64,
     algorithm: String,
+    /// Milliseconds of a forward pass, with what is fused with it; null where the kernels do not serve it.
+    forward_ms: Option<f64>,
 }
 
 impl Choices {
@@ -139,27 +140,42 @@ impl Choices {
         let choice = |row: Row| {
             let window = row.window.map(|window| describe(&window, row.groups)).unwrap_or_default();
             let Row { name, output, macs, algorithm, .. } = row;
-            algorithm.map(|algorithm| Choice { name, output, window, macs, algorithm })
+            algorithm.map(|algorithm| Choice { name, output, window, macs, algorithm, forward_ms: None })
         };
         Ok(Self {
             model: summary.model,
             batch_size: args.batch_size,
             instruction_set: instruction_set().name(),
             layers: summary.layers.into_iter().filter_map(choice).collect(),
+            forward_ms: 0.0,
         })
     }
 
     fn text(&self) -> String {
-        let mut table = Table::new(&["layer", "window", ">output", ">MACs", "algorithm"]).shrinking(0);
+        let headings = ["layer", "window", ">output", ">MACs", ">ms", ">GMAC/s", "algorithm"];
+        let mut table = Table::new(&headings).shrinking(0);
+        let batch = self.batch_size as f64;
         for layer in &self.layers {
-            let (name, window) = (layer.name.clone(), layer.window.clone());
-            table.row([name, window, dims(layer.output), thousands(layer.macs), layer.algorithm.clone()]);
+            let of_time = |f: &dyn Fn(f64) -> String| layer.forward_ms.map_or_else(String::new, f);
+            table.row([
+                layer.name.clone(),
+                layer.window.clone(),
+                dims(layer.output),
+                thousands(layer.macs),
+                of_time(&|ms| format!("{ms:.2}")),
+                of_time(&|ms| format!("{:.1}", layer.macs as f64 * batch / ms / 1e6)),
+                layer.algorithm.clone(),
+            ]);
         }
+        let of_layers: f64 = self.layers.iter().filter_map(|layer| layer.forward_ms).sum();
         format!(
-            "{}, {} at a time, on {}; forward and gradients go the same way unless said\n\n{table}",
+            "{}, {} at a time, on {}; gradients go the same way unless said\n\n{table}\n\n\
+             {:.2} ms a forward pass, {:.2} of it in other layers",
             self.model,
             count(self.batch_size, "image"),
-            self.instruction_set
+            self.instruction_set,
+            self.forward_ms,
+            (self.forward_ms - of_layers).max(0.0)
         )
     }
 }
@@ -172,8 +188,40 @@ struct Bench<'a> {
     xs: FeatureMap,
 }
 
-impl Bench<'_> {
-    /// Milliseconds of each measured step.
+impl<'a> Bench<'a> {
+    fn new(args: &'a Args, config: Config, common: &Common) -> Result<Self> {
+        let (device, dtype, (h, w)) = (common.device()?, common.dtype()?, config.image_size);
+        let (n, c) = (args.batch_size, config.in_chans);
+        let pixels = random_bytes(common.seed(), n * h * w * c);
+        let statistics = (&vec![0.5; c][..], &vec![0.25; c][..]);
+        let xs = FeatureMap::from_bytes(&pixels, (n, h, w, c), statistics, dtype, &device)?;
+        Ok(Self { args, config, seed: common.seed(), device, xs })
+    }
+
+    /// Fills in the median times of forward passes.
+    fn time(&self, choices: &mut Choices, printer: &Printer) -> Result<()> {
+        let params = Params::new(self.seed);
+        let model = Model::new(&self.args.model, self.config.clone(), params.var_builder(&self.device))?;
+        let inference = Inference::default();
+        let mut of_layers = vec![Vec::new(); choices.layers.len()];
+        let step_ms = self.steps(printer, |measured| {
+            let (logits, spans) = timed(|| inference.run(|| model.forward(&self.xs, false)));
+            settle(&logits?)?;
+            // A layer that the kernels did not serve would shift the others.
+            if measured && spans.len() == of_layers.len() {
+                of_layers.iter_mut().zip(spans).for_each(|(ms, span)| ms.push(span.as_secs_f64() * 1e3));
+            }
+            Ok(())
+        })?;
+        choices.forward_ms = median(&step_ms);
+        for (layer, ms) in choices.layers.iter_mut().zip(&mut of_layers) {
+            ms.sort_by(f64::total_cmp);
+            layer.forward_ms = (!ms.is_empty()).then(|| median(ms));
+        }
+        Ok(())
+    }
+
+    /// Milliseconds of each measured step, ascending.
     fn measure(&self, printer: &Printer) -> Result<Vec<f64>> {
         let params = Params::new(self.seed);
         let model = Model::new(&self.args.model, self.config.clone(), params.var_builder(&self.device))?;
@@ -198,18 +246,24 @@ impl Bench<'_> {
                 }
             }
         };
+        self.steps(printer, |_| step())
+    }
+
+    /// Runs the steps, telling each whether it is measured; the milliseconds of those that are, ascending.
+    fn steps(&self, printer: &Printer, mut step: impl FnMut(bool) -> Result<()>) -> Result<Vec<f64>> {
         let bar = printer.bar("measuring {wide_bar} {pos}/{len} steps  {eta} left");
         bar.set_length((self.args.warmup + self.args.steps) as u64);
         let mut step_ms = Vec::with_capacity(self.args.steps);
         for i in 0..self.args.warmup + self.args.steps {
-            let start = Instant::now();
-            step()?;
-            if i >= self.args.warmup {
+            let (start, measured) = (Instant::now(), i >= self.args.warmup);
+            step(measured)?;
+            if measured {
                 step_ms.push(start.elapsed().as_secs_f64() * 1e3);
             }
             bar.inc(1);
         }
         bar.finish_and_clear();
+        step_ms.sort_by(f64::total_cmp);
         Ok(step_ms)
     }
 }

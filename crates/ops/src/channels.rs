@@ -5,7 +5,7 @@ use crate::FeatureMap;
 use crate::element::Element;
 use crate::feature_map::View;
 use crate::parallel::chunks;
-use crate::pool::take;
+use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
 use crate::slot::{Backward, Gradients, Kernel, Slot};
 use crate::trace::Step;
@@ -176,7 +176,7 @@ struct Sum {
 impl Kernel for Sum {
     const NAME: &'static str = "add";
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         const CHUNK: usize = 16 * 1024;
         let mut ys = take::<T>(maps[0].len());
         chunks(&mut ys, CHUNK, |i, ys| {
@@ -251,7 +251,7 @@ impl Stretches {
 impl Kernel for Stretches {
     const NAME: &'static str = "stretches";
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         let used: usize = self.stretches.iter().map(|stretch| stretch.2).sum();
         let pixels = maps[0].len() / self.channels[0].max(1);
         let mut ys = take::<T>(pixels * self.result);
@@ -304,7 +304,7 @@ impl Permuted {
 impl Kernel for Permuted {
     const NAME: &'static str = "permuted";
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         let (len, xs) = (self.0.len(), maps[0]);
         let mut ys = take::<T>(xs.len());
         chunks(&mut ys, self.task(), |i, ys| {

@@ -4,7 +4,7 @@ use crate::FeatureMap;
 use crate::element::Element;
 use crate::feature_map::View;
 use crate::parallel::chunks;
-use crate::pool::take;
+use crate::pool::{Buffer, take};
 use crate::rng::Noise;
 use crate::simd::multiversion;
 use crate::slot::{Backward, Gradients, Kernel};
@@ -91,7 +91,7 @@ multiversion! {
 impl Kernel for Mask {
     const NAME: &'static str = "dropout";
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         let mut ys = take::<T>(maps[0].len());
         ys.copy_from_slice(maps[0]);
         self.multiply(&mut ys);

@@ -1,6 +1,6 @@
 //! The two element types of the CPU kernels, and access to the slices behind candle tensors.
 
-use crate::pool::Pool;
+use crate::pool::{Buffer, Pool};
 use crate::simd::multiversion;
 use crate::slot::Values;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
@@ -18,8 +18,8 @@ pub(crate) trait Element: WithDType + Default {
     fn as_bf16(xs: &[Self]) -> Option<&[bf16]>;
     fn slice(storage: &CpuStorage) -> Option<&[Self]>;
     fn of_values(values: &Values) -> Option<&[Self]>;
-    fn of_values_mut(values: &mut Values) -> Option<&mut Vec<Self>>;
-    fn into_values(values: Vec<Self>) -> Values;
+    fn of_values_mut(values: &mut Values) -> Option<&mut Buffer<Self>>;
+    fn into_values(values: Buffer<Self>) -> Values;
     /// Free buffers.
     fn pool() -> &'static Pool<Self>;
     /// A weight as this element type sees it.
@@ -59,13 +59,13 @@ impl Element for f32 {
             _ => None,
         }
     }
-    fn of_values_mut(values: &mut Values) -> Option<&mut Vec<Self>> {
+    fn of_values_mut(values: &mut Values) -> Option<&mut Buffer<Self>> {
         match values {
             Values::F32(values) => Some(values),
             _ => None,
         }
     }
-    fn into_values(values: Vec<Self>) -> Values {
+    fn into_values(values: Buffer<Self>) -> Values {
         Values::F32(values)
     }
     fn pool() -> &'static Pool<Self> {
@@ -108,13 +108,13 @@ impl Element for bf16 {
             _ => None,
         }
     }
-    fn of_values_mut(values: &mut Values) -> Option<&mut Vec<Self>> {
+    fn of_values_mut(values: &mut Values) -> Option<&mut Buffer<Self>> {
         match values {
             Values::BF16(values) => Some(values),
             _ => None,
         }
     }
-    fn into_values(values: Vec<Self>) -> Values {
+    fn into_values(values: Buffer<Self>) -> Values {
         Values::BF16(values)
     }
     fn pool() -> &'static Pool<Self> {

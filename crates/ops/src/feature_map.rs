@@ -3,7 +3,7 @@
 use crate::dispatch::{Path, path};
 use crate::element::Element;
 use crate::parallel::chunks;
-use crate::pool;
+use crate::pool::{Buffer, take};
 use crate::slot::Slot;
 use crate::trace::{Step, Trace, Traced};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -80,7 +80,7 @@ impl FeatureMap {
             }
             (Path::Reference, _) => {
                 let values = normalised::<f32>(pixels, h * w * c, &tables);
-                Ok(Self::stored(Tensor::from_vec(values, dims, device)?.to_dtype(dtype)?))
+                Ok(Self::stored(Tensor::from_slice(&values, dims, device)?.to_dtype(dtype)?))
             }
         }
     }
@@ -211,8 +211,8 @@ impl FeatureMap {
 }
 
 /// The values of pixels, by a table for each channel; `image` elements at a time.
-fn normalised<T: Element>(pixels: &[u8], image: usize, tables: &[[f32; 256]]) -> Vec<T> {
-    let mut values = pool::take::<T>(pixels.len());
+fn normalised<T: Element>(pixels: &[u8], image: usize, tables: &[[f32; 256]]) -> Buffer<T> {
+    let mut values = take::<T>(pixels.len());
     chunks(&mut values, image, |i, values| {
         let bytes = &pixels[i * image..][..values.len()];
         for (value, byte) in values.chunks_exact_mut(tables.len()).zip(bytes.chunks_exact(tables.len())) {

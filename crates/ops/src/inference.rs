@@ -1,6 +1,6 @@
 //! Inference: no gradients, and weights that are prepared once.
 
-use crate::pool::Lent;
+use crate::pool::Buffer;
 use crate::slot::no_grad;
 use candle_core::TensorId;
 use std::cell::RefCell;
@@ -31,7 +31,7 @@ pub struct Inference {
 }
 
 /// Weights as a kernel wants them, by tensor.
-type Prepared = HashMap<(TensorId, Form), Arc<Lent<f32>>>;
+type Prepared = HashMap<(TensorId, Form), Arc<Buffer<f32>>>;
 
 /// A way in which kernels arrange weights; two of the same form and tensor are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -64,7 +64,11 @@ pub(crate) fn is_running() -> bool {
 }
 
 /// The weights of a tensor in a form, from the inference that runs on this thread or made now.
-pub(crate) fn prepared(id: Option<TensorId>, form: Form, make: impl FnOnce() -> Lent<f32>) -> Arc<Lent<f32>> {
+pub(crate) fn prepared(
+    id: Option<TensorId>,
+    form: Form,
+    make: impl FnOnce() -> Buffer<f32>,
+) -> Arc<Buffer<f32>> {
     let current = CURRENT.with_borrow(Clone::clone);
     let (Some(id), Some(current)) = (id, current) else { return Arc::new(make()) };
     let mut prepared = current.lock().unwrap_or_else(PoisonError::into_inner);

@@ -40,6 +40,7 @@ pub mod sgd;
 mod simd;
 mod slot;
 mod taps;
+mod timing;
 pub mod trace;
 mod window;
 
@@ -60,4 +61,5 @@ pub use max_pool::max_pool2d;
 pub use parallel::set_threads;
 pub use radix_softmax::radix_softmax;
 pub use slot::{backward, no_grad};
+pub use timing::timed;
 pub use window::Window2d;

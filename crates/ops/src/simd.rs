@@ -44,6 +44,9 @@ pub(crate) trait Vector: Copy {
 
     fn add(self, other: Self) -> Self;
 
+    /// No less than `low` and no more than `high`; NaN stays NaN.
+    fn clamp(self, low: Self, high: Self) -> Self;
+
     /// Brings the memory at `at`, which need not be any, nearer to the processor.
     #[inline(always)]
     fn prefetch(at: *const f32) {
@@ -101,6 +104,16 @@ impl Vector for Portable {
         self
     }
 
+    #[inline(always)]
+    fn clamp(mut self, low: Self, high: Self) -> Self {
+        for i in 0..4 {
+            let x = self.0[i];
+            self.0[i] = if x < low.0[i] { low.0[i] } else { x };
+            self.0[i] = if x > high.0[i] { high.0[i] } else { self.0[i] };
+        }
+        self
+    }
+
     type Choice = usize;
 
     #[inline(always)]
@@ -129,7 +142,7 @@ impl Vector for Portable {
 
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
-    ($(#[$meta:meta])* $name:ident($register:ty), $lanes:literal, $set1:ident, $fma:ident, $add:ident, $load:ident, $store:ident, $spread:ident) => {
+    ($(#[$meta:meta])* $name:ident($register:ty), $lanes:literal, $set1:ident, $fma:ident, $add:ident, $max:ident, $min:ident, $load:ident, $store:ident, $spread:ident) => {
         $(#[$meta])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name($register);
@@ -154,6 +167,12 @@ macro_rules! x86_vector {
             fn add(self, other: Self) -> Self {
                 // SAFETY: as above.
                 Self(unsafe { $add(self.0, other.0) })
+            }
+
+            #[inline(always)]
+            fn clamp(self, low: Self, high: Self) -> Self {
+                // SAFETY: as above. Of a NaN and a number these take the second.
+                Self(unsafe { $min(high.0, $max(low.0, self.0)) })
             }
 
             #[inline(always)]
@@ -205,11 +224,11 @@ mod x86 {
 
     x86_vector!(
         /// AVX2 with FMA.
-        Avx2(__m256), 8, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_loadu_ps, _mm256_storeu_ps, spread_avx2
+        Avx2(__m256), 8, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_max_ps, _mm256_min_ps, _mm256_loadu_ps, _mm256_storeu_ps, spread_avx2
     );
     x86_vector!(
         /// AVX-512 F.
-        Avx512(__m512), 16, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_loadu_ps, _mm512_storeu_ps, spread_avx512
+        Avx512(__m512), 16, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_max_ps, _mm512_min_ps, _mm512_loadu_ps, _mm512_storeu_ps, spread_avx512
     );
 
     /// Lane `i` of the result is lane `choice[i]`, for groups of at most four: those do not leave their half.

@@ -9,7 +9,7 @@
 use crate::activation::Activation;
 use crate::element::{Element, Elements, by_element};
 use crate::parallel::chunks;
-use crate::pool;
+use crate::pool::Buffer;
 use crate::simd::multiversion;
 use candle_core::backprop::GradStore;
 use candle_core::{
@@ -20,20 +20,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// Elements of a map; returned to the pool when dropped.
+/// Elements of a map.
 #[derive(Debug)]
 pub(crate) enum Values {
-    F32(Vec<f32>),
-    BF16(Vec<bf16>),
-}
-
-impl Drop for Values {
-    fn drop(&mut self) {
-        match self {
-            Self::F32(values) => pool::give(std::mem::take(values)),
-            Self::BF16(values) => pool::give(std::mem::take(values)),
-        }
-    }
+    F32(Buffer<f32>),
+    BF16(Buffer<bf16>),
 }
 
 impl Values {
@@ -53,8 +44,8 @@ impl Values {
 
     fn storage(&self) -> CpuStorage {
         match self {
-            Self::F32(values) => CpuStorage::F32(values.clone()),
-            Self::BF16(values) => CpuStorage::BF16(values.clone()),
+            Self::F32(values) => CpuStorage::F32(values.to_vec()),
+            Self::BF16(values) => CpuStorage::BF16(values.to_vec()),
         }
     }
 }
@@ -142,7 +133,7 @@ impl Slot {
     }
 
     /// A map that nothing is differentiated through.
-    pub(crate) fn constant<T: Element>(dims: Dims, values: Vec<T>) -> Result<Self> {
+    pub(crate) fn constant<T: Element>(dims: Dims, values: Buffer<T>) -> Result<Self> {
         Ok(Self::new(dims, untracked()?, Arc::new(T::into_values(values)), Gradient::default()))
     }
 
@@ -162,10 +153,7 @@ impl Slot {
     /// From a contiguous tensor [n, h, w, c] on the CPU, in f32 or bf16.
     pub(crate) fn enter(xs: &Tensor) -> Result<Self> {
         fn copy<T: Element>(xs: &Tensor) -> Result<Values> {
-            let elements = Elements::<T>::of(xs)?;
-            let mut values = pool::take::<T>(elements.len());
-            values.copy_from_slice(&elements);
-            Ok(T::into_values(values))
+            Ok(T::into_values(Buffer::copy_of(&Elements::<T>::of(xs)?)))
         }
         let values = Arc::new(by_element!(xs.dtype(), copy(xs))?);
         let gradient = Gradient::default();
@@ -219,7 +207,7 @@ fn handle_storage() -> (CpuStorage, Shape) {
 }
 
 /// Adds to a gradient that other operators may have added to before.
-fn accumulate<T: Element>(gradient: &Gradient, new: Vec<T>) -> Result<()> {
+fn accumulate<T: Element>(gradient: &Gradient, new: Buffer<T>) -> Result<()> {
     const CHUNK: usize = 16 * 1024;
     let mut slot = gradient.lock().unwrap_or_else(PoisonError::into_inner);
     match slot.as_mut() {
@@ -251,20 +239,20 @@ pub(crate) struct Keeps {
 }
 
 /// What a backward computes from.
-pub(crate) struct Backward<'a, T> {
+pub(crate) struct Backward<'a, T: Element> {
     /// Elements of the maps and of the result; empty unless kept.
     pub(crate) maps: Vec<&'a [T]>,
     pub(crate) output: &'a [T],
     pub(crate) params: Vec<&'a [f32]>,
     /// The gradient of the result, for the kernel to take if it can use the memory.
-    pub(crate) gradient: &'a mut Vec<T>,
+    pub(crate) gradient: &'a mut Buffer<T>,
     /// Whose gradients are asked for.
     pub(crate) of_map: &'a [bool],
     pub(crate) of_param: &'a [bool],
 }
 
 /// Gradients of maps and parameters, `None` where not asked for.
-pub(crate) type Gradients<T> = (Vec<Option<Vec<T>>>, Vec<Option<Vec<f32>>>);
+pub(crate) type Gradients<T> = (Vec<Option<Buffer<T>>>, Vec<Option<Vec<f32>>>);
 
 /// An operator on slots: maps, and at most two parameters in f32, to a map.
 pub(crate) trait Kernel: Sized + Send + Sync + 'static {
@@ -275,7 +263,7 @@ pub(crate) trait Kernel: Sized + Send + Sync + 'static {
         Keeps::default()
     }
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T>;
+    fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Buffer<T>;
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T>;
 
@@ -517,14 +505,8 @@ impl CustomOp1 for Enter {
     fn bwd(&self, xs: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
         let gradient = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         match gradient {
-            Some(mut values) => match &mut values {
-                Values::F32(values) => {
-                    Tensor::from_vec(std::mem::take(values), xs.shape(), &Device::Cpu).map(Some)
-                }
-                Values::BF16(values) => {
-                    Tensor::from_vec(std::mem::take(values), xs.shape(), &Device::Cpu).map(Some)
-                }
-            },
+            Some(Values::F32(values)) => Tensor::from_slice(&values, xs.shape(), &Device::Cpu).map(Some),
+            Some(Values::BF16(values)) => Tensor::from_slice(&values, xs.shape(), &Device::Cpu).map(Some),
             None => bail!("a second backward through the same feature maps: run forward again before it"),
         }
     }
@@ -548,7 +530,7 @@ impl CustomOp1 for Exit {
 
     fn bwd(&self, handle: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         fn add<T: Element>(slot: &Gradient, gradient: &Tensor) -> Result<()> {
-            accumulate::<T>(slot, Elements::<T>::of(gradient)?.to_vec())
+            accumulate::<T>(slot, Buffer::copy_of(&Elements::<T>::of(gradient)?))
         }
         let gradient = gradient.contiguous()?;
         by_element!(gradient.dtype(), add(&self.gradient, &gradient))?;

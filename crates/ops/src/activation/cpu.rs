@@ -3,7 +3,7 @@
 use super::Activation;
 use crate::element::Element;
 use crate::parallel::chunks;
-use crate::pool::take;
+use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
 use crate::slot::{Affine, Backward, Gradients, Keeps, Kernel, Slot, is_constant};
 use candle_core::Result;
@@ -35,13 +35,9 @@ macro_rules! function {
 }
 
 function!(Identity, true, |_x| _x, 1.0);
-function!(Relu, true, |x| if x > 0.0 { x } else { 0.0 }, if x > 0.0 { 1.0 } else { 0.0 });
-function!(
-    Relu6,
-    true,
-    |x| if x > 0.0 { if x < 6.0 { x } else { 6.0 } } else { 0.0 },
-    if x > 0.0 && x < 6.0 { 1.0 } else { 0.0 }
-);
+// Comparisons are turned so that NaN stays NaN, as in PyTorch.
+function!(Relu, true, |x| if x <= 0.0 { 0.0 } else { x }, if x <= 0.0 { 0.0 } else { 1.0 });
+function!(Relu6, true, |x| x.clamp(0.0, 6.0), if x <= 0.0 || x >= 6.0 { 0.0 } else { 1.0 });
 function!(Sigmoid, false, |x| sigmoid(x), {
     let s = sigmoid(x);
     s * (1.0 - s)
@@ -135,7 +131,7 @@ impl Kernel for Elementwise {
         Keeps { inputs: !output, output }
     }
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         let mut ys = take::<T>(maps[0].len());
         chunks(&mut ys, CHUNK, |i, ys| {
             let xs = &maps[0][i * CHUNK..][..ys.len()];

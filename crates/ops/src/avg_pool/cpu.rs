@@ -3,7 +3,7 @@
 use super::Span;
 use crate::element::Element;
 use crate::parallel::{buffer, chunks};
-use crate::pool::take;
+use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
 use crate::slot::{Backward, Dims, Gradients, Kernel, Slot};
 use candle_core::Result;
@@ -24,7 +24,7 @@ struct AvgPool {
 impl Kernel for AvgPool {
     const NAME: &'static str = "avg_pool2d";
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         let (xs, (n, h, w, c)) = (maps[0], self.dims);
         let (ho, wo) = (self.rows.len(), self.columns.len());
         let mut ys = take::<T>(n * ho * wo * c);

@@ -5,7 +5,7 @@ use crate::FeatureMap;
 use crate::activation::{Activation, Function, by_activation, cpu as functions};
 use crate::element::{Element, Elements};
 use crate::parallel::{buffer, chunks, map};
-use crate::pool::take;
+use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
 use crate::slot::{Affine, Backward, Gradients, Keeps, Kernel, Slot, is_constant};
 use candle_core::{DType, Device, Error, Result, Tensor};
@@ -95,7 +95,7 @@ impl Kernel for Op {
         Keeps { inputs: true, output: true }
     }
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T> {
+    fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Buffer<T> {
         let (xs, c) = (maps[0], params[0].len());
         let statistics = match &self.fixed {
             Some(fixed) => fixed,
@@ -178,7 +178,7 @@ fn gradients<T: Element, F: Function>(
     op: &Op,
     statistics: &Statistics,
     factors: &Factors,
-) -> (Vec<T>, Vec<Option<Vec<f32>>>) {
+) -> (Buffer<T>, Vec<Option<Vec<f32>>>) {
     let c = statistics.mean.len();
     let partial = map(x.len().div_ceil(ROWS * c), |i| {
         let at = i * ROWS * c..x.len().min((i + 1) * ROWS * c);

@@ -2,7 +2,7 @@
 
 use crate::element::Element;
 use crate::parallel::{buffer, chunks, map};
-use crate::pool::take;
+use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
 use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot};
 use candle_core::Result;
@@ -38,7 +38,7 @@ impl Gate {
     }
 
     /// Σ xs · dys over the pixels of each image.
-    fn dots<T: Element>(&self, xs: &[T], dys: &[T]) -> Vec<T> {
+    fn dots<T: Element>(&self, xs: &[T], dys: &[T]) -> Buffer<T> {
         let (image, task) = (self.pixels * self.channels, PIXELS * self.channels);
         let images = xs.len() / image.max(1);
         let tasks = self.pixels.div_ceil(PIXELS).max(1);
@@ -68,7 +68,7 @@ impl Kernel for Gate {
         Keeps { inputs: true, output: false }
     }
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         let (xs, gate) = (maps[0], maps[1]);
         let mut ys = take::<T>(xs.len());
         self.multiply(gate, &mut ys, |at, gate, ys| products(&xs[at..][..ys.len()], gate, ys));

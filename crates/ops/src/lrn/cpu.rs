@@ -3,7 +3,7 @@
 use super::LocalResponseNorm;
 use crate::element::Element;
 use crate::parallel::{buffer, chunks};
-use crate::pool::take;
+use crate::pool::{Buffer, take};
 use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot};
 use candle_core::Result;
 
@@ -39,7 +39,7 @@ impl Kernel for Pixelwise {
         Keeps { inputs: true, output: false }
     }
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         let (xs, c) = (maps[0], self.channels);
         let mut ys = take::<T>(xs.len());
         chunks(&mut ys, PIXELS * c, |i, out| {

@@ -6,7 +6,7 @@
 use crate::Window2d;
 use crate::element::{Element, by_element, store};
 use crate::parallel::{buffer, chunks, with_scratch};
-use crate::pool::take;
+use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
 use crate::slot::{Backward, Dims, Gradients, Kernel, Slot, is_constant};
 use candle_core::{Result, bail};
@@ -77,7 +77,7 @@ impl Winners for Forgotten {
 }
 
 impl MaxPool {
-    fn run<T: Element, W: Winners>(&mut self, xs: &[T]) -> Vec<T> {
+    fn run<T: Element, W: Winners>(&mut self, xs: &[T]) -> Buffer<T> {
         let ((n, h, w, c), (ho, wo)) = (self.dims, self.out);
         let row = wo * c;
         let mut ys = take::<T>(n * ho * row);
@@ -106,7 +106,7 @@ impl MaxPool {
 impl Kernel for MaxPool {
     const NAME: &'static str = "max_pool2d";
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         self.run::<T, Kept>(maps[0])
     }
 

@@ -2,7 +2,7 @@
 
 use crate::element::Element;
 use crate::parallel::chunks;
-use crate::pool::take;
+use crate::pool::{Buffer, take};
 use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot};
 use candle_core::Result;
 
@@ -23,7 +23,7 @@ impl Kernel for Softmax {
         Keeps { inputs: false, output: true }
     }
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Vec<T> {
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         let (xs, c, split) = (maps[0], self.channels, self.channels / self.radix);
         let mut ys = take::<T>(xs.len());
         chunks(&mut ys, c, |i, ys| {

@@ -1,19 +1,22 @@
 //! The CPU path: which kernel serves which convolution, and the link to candle's autograd.
 
+mod finish;
 mod gemm;
 mod product;
 mod spread;
 mod winograd;
 
 use super::Geometry;
-use crate::activation::{Function, by_activation};
 use crate::dispatch::strict_f32;
 use crate::element::{Element, Elements, by_element};
 use crate::inference::is_running;
 use crate::parallel::map;
+use crate::pool::Buffer;
 use crate::simd::multiversion;
 use crate::slot::{self, Affine, Backward, Gradients, Keeps, Kernel, Slot, Values, is_constant};
+use crate::timing::Place;
 use candle_core::{DType, Result, Tensor, TensorId};
+use finish::{Finish, repeated};
 
 /// The algorithms, best first; the last takes everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,10 +60,6 @@ fn correlation<T: Element>(g: &Geometry) -> Algorithm {
     if gemm::on_tiles(g, T::DTYPE) { Algorithm::Gemm } else { algorithm(g) }
 }
 
-/// What is done to elements of a result while they are in cache: called with the place of the first and the
-/// elements, once for each.
-type Finish<'a, T> = &'a (dyn Fn(usize, &mut [T]) + Sync);
-
 /// A convolution's weight [c_out, c_in / groups, kh, kw]; with the tensor's identity where it may be kept as
 /// kernels arrange it.
 #[derive(Clone, Copy)]
@@ -76,24 +75,17 @@ pub(super) fn conv2d(xs: &Slot, weight: &Tensor, bias: Option<&Tensor>, g: Geome
     let dims = (g.n, g.out.0, g.out.1, g.c_out);
     let params: Vec<&Tensor> = std::iter::once(&weight).chain(&bias).collect();
     if is_constant(&[xs], &params) {
-        let convolution = Deferred { g, xs: xs.clone(), weight: weight.clone(), bias: bias.clone() };
-        return Slot::deferred(dims, xs.dtype(), Box::new(convolution));
+        let (xs, place) = (xs.clone(), Place::next());
+        let convolution = Deferred { g, xs, weight: weight.clone(), bias: bias.clone(), place };
+        return Slot::deferred(dims, convolution.xs.dtype(), Box::new(convolution));
     }
     Conv2d(g).apply(&[xs], &params, dims)
 }
 
-fn forward<T: Element>(g: &Geometry, xs: &[T], weight: Weight<'_>, finish: Finish<'_, T>) -> Vec<T> {
+fn forward<T: Element>(g: &Geometry, xs: &[T], weight: Weight<'_>, finish: &Finish<'_, T>) -> Buffer<T> {
     match correlation::<T>(g) {
         Algorithm::Winograd => winograd::forward(g, xs, weight, finish),
         Algorithm::Narrow | Algorithm::Gemm => gemm::forward(g, xs, weight, finish),
-    }
-}
-
-/// The convolution with its bias, if it has one.
-fn biased<T: Element>(g: &Geometry, xs: &[T], weight: Weight<'_>, bias: Option<&[f32]>) -> Vec<T> {
-    match bias.map(repeated) {
-        Some(bias) => forward(g, xs, weight, &|_, ys| add_rows(ys, &bias)),
-        None => forward(g, xs, weight, &|_, _| {}),
     }
 }
 
@@ -104,22 +96,27 @@ struct Deferred {
     xs: Slot,
     weight: Tensor,
     bias: Option<Tensor>,
+    place: Place,
 }
 
 impl slot::Deferred for Deferred {
     fn run(&self, norm: Option<&Affine<'_>>) -> Result<Values> {
-        by_element!(self.xs.dtype(), deferred(self, norm))
+        // What comes before is computed first, for its time not to count as this one's.
+        self.xs.values()?;
+        self.place.time(|| by_element!(self.xs.dtype(), deferred(self, norm)))
     }
 }
 
 fn deferred<T: Element>(convolution: &Deferred, norm: Option<&Affine<'_>>) -> Result<Values> {
-    let Deferred { g, xs, weight, bias } = convolution;
+    let Deferred { g, xs, weight, bias, .. } = convolution;
     let elements = Elements::<f32>::of(weight)?;
     let weight = Weight { values: &elements, id: is_running().then(|| weight.id()) };
     let bias = bias.as_ref().map(Elements::<f32>::of).transpose()?;
     let bias: Option<&[f32]> = bias.as_deref();
     let xs = xs.values()?.slice::<T>()?;
-    let Some(norm) = norm else { return Ok(T::into_values(biased(g, xs, weight, bias))) };
+    let Some(norm) = norm else {
+        return Ok(T::into_values(forward(g, xs, weight, &Finish::bias(bias))));
+    };
     let (scale, mut shift) = match norm.factors {
         Some((scale, shift)) => (scale.to_vec(), shift.to_vec()),
         None => (vec![1.0; g.c_out], vec![0.0; g.c_out]),
@@ -128,32 +125,9 @@ fn deferred<T: Element>(convolution: &Deferred, norm: Option<&Affine<'_>>) -> Re
     for ((shift, scale), bias) in shift.iter_mut().zip(&scale).zip(bias.unwrap_or(&[])) {
         *shift += bias * scale;
     }
-    let (scale, shift) = (repeated(&scale), repeated(&shift));
     let residual = norm.residual.map(|residual| residual.values()?.slice::<T>()).transpose()?;
-    Ok(T::into_values(forward(g, xs, weight, &|at, ys| {
-        let residual = residual.map_or(&[] as &[T], |residual| &residual[at..at + ys.len()]);
-        by_activation!(norm.activation, normalise::<T>(&scale, &shift, residual, ys));
-    })))
-}
-
-multiversion! {
-    /// `y = f(y · scale + shift + residual)` in rows as long as `scale`, of which the last may end early.
-    fn normalise<T: Element, F: Function>(f: F, scale: &[f32], shift: &[f32], residual: &[T], ys: &mut [T]) {
-        let c = scale.len();
-        if residual.is_empty() {
-            for y in ys.chunks_mut(c) {
-                for ((y, &a), &b) in y.iter_mut().zip(scale).zip(shift) {
-                    *y = T::from_f32(f.value(y.to_f32() * a + b));
-                }
-            }
-            return;
-        }
-        for (y, r) in ys.chunks_mut(c).zip(residual.chunks(c)) {
-            for (((y, &r), &a), &b) in y.iter_mut().zip(r).zip(scale).zip(shift) {
-                *y = T::from_f32(f.value(y.to_f32() * a + b + r.to_f32()));
-            }
-        }
-    }
+    let finish = Finish::new(&scale, &shift, residual.unwrap_or(&[]), norm.activation);
+    Ok(T::into_values(forward(g, xs, weight, &finish)))
 }
 
 struct Conv2d(Geometry);
@@ -165,9 +139,9 @@ impl Kernel for Conv2d {
         Keeps { inputs: true, output: false }
     }
 
-    fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Vec<T> {
+    fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Buffer<T> {
         let weight = Weight { values: params[0], id: None };
-        biased(&self.0, maps[0], weight, params.get(1).copied())
+        forward(&self.0, maps[0], weight, &Finish::bias(params.get(1).copied()))
     }
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
@@ -182,17 +156,6 @@ impl Kernel for Conv2d {
         });
         let db = call.of_param.get(1).map(|wanted| wanted.then(|| column_sums::<T>(dy, g.c_out)));
         (vec![dx], std::iter::once(dw).chain(db).collect())
-    }
-}
-
-multiversion! {
-    /// Adds `row` to every row of `ys`, of which the last may end early.
-    fn add_rows<T: Element>(ys: &mut [T], row: &[f32]) {
-        for y in ys.chunks_mut(row.len()) {
-            for (y, &b) in y.iter_mut().zip(row) {
-                *y = T::from_f32(y.to_f32() + b);
-            }
-        }
     }
 }
 
@@ -242,11 +205,6 @@ fn column_sums<T: Element>(xs: &[T], columns: usize) -> Vec<f32> {
         }
     }
     total.into_iter().map(|t| t as f32).collect()
-}
-
-/// A row repeated until it fills some registers, for loops that would be short.
-fn repeated(row: &[f32]) -> Vec<f32> {
-    row.repeat(64 / row.len().clamp(1, 64))
 }
 
 multiversion! {

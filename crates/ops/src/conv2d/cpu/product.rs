@@ -4,6 +4,7 @@
 //!
 //! A block of registers holds a *tile* of the result: as many rows as fit, two registers wide.
 
+use super::finish::{End, write};
 use crate::dispatch::{InstructionSet, instruction_set};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
@@ -39,8 +40,7 @@ pub(super) struct Out<'a> {
     pub(super) data: &'a mut [f32],
     pub(super) stride: usize,
     pub(super) columns: usize,
-    /// Whether the product is added to what is there.
-    pub(super) accumulate: bool,
+    pub(super) end: End<'a>,
 }
 
 /// A tile of the result: what [`Left`], [`Right`] and [`Out`] say, as pointers.
@@ -58,7 +58,7 @@ struct Tile<'a> {
     out: *mut f32,
     stride: usize,
     columns: usize,
-    accumulate: bool,
+    end: End<'a>,
 }
 
 /// The compiled tiles of an instruction set.
@@ -118,7 +118,7 @@ pub(super) fn tile_height() -> usize {
 /// Tiles of a column up to which the next panel is brought nearer.
 const FEW_TILES: usize = 8;
 
-/// `out = left · right`, or `out += left · right`, for at most [`panel_width`] columns.
+/// `out = left · right`, or what [`End`] makes of it, for at most [`panel_width`] columns.
 pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
     let kernels = kernels();
     let (rows, depth) = (left.starts.len(), left.runs.len() * left.run);
@@ -127,6 +127,7 @@ pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
         return;
     }
     assert!((rows - 1) * out.stride + out.columns <= out.data.len());
+    out.end.check(rows, out.stride, out.columns, kernels.width);
     if depth > 0 {
         let (start, run) = (left.starts.iter().max(), left.runs.iter().max());
         let (start, run) = (start.copied().unwrap_or(0), run.copied().unwrap_or(0));
@@ -153,7 +154,7 @@ pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
             out: out.data[out_at..].as_mut_ptr(),
             stride: out.stride,
             columns: out.columns,
-            accumulate: out.accumulate,
+            end: out.end.from(out_at),
         };
         #[expect(unsafe_code, reason = "a kernel for a detected instruction set, on pointers")]
         // SAFETY: the assertions above bound what the tiles read and write, and `kernels` gives those of a
@@ -219,35 +220,8 @@ unsafe fn compute<V: Vector, const M: usize>(tile: &Tile<'_>) {
             }
         }
         for (i, sums) in sums.iter().enumerate() {
-            write(sums, tile.out.add(i * tile.stride), tile.columns, tile.accumulate);
-        }
-    }
-}
-
-/// Writes the first columns of a row.
-///
-/// # Safety
-/// As many floats as `columns` can be read and written at `out`.
-#[inline(always)]
-#[expect(unsafe_code, reason = "pointers")]
-pub(super) unsafe fn write<V: Vector>(sums: &[V; 2], out: *mut f32, columns: usize, accumulate: bool) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if columns == 2 * V::LANES {
-            for (j, &sum) in sums.iter().enumerate() {
-                let out = out.add(j * V::LANES);
-                let sum = if accumulate { V::load(out).add(sum) } else { sum };
-                sum.store(out);
-            }
-            return;
-        }
-        // Two registers of the widest kind.
-        let mut row = [0f32; 32];
-        sums[0].store(row.as_mut_ptr());
-        sums[1].store(row.as_mut_ptr().add(V::LANES));
-        for (j, &sum) in row[..columns].iter().enumerate() {
-            let out = &mut *out.add(j);
-            *out = if accumulate { *out + sum } else { sum };
+            let at = i * tile.stride;
+            write(*sums, tile.out.add(at), tile.columns, &tile.end, (at, 0));
         }
     }
 }
@@ -294,7 +268,11 @@ mod tests {
                 let stride = columns + 2;
                 let mut out = vec![0.5; rows * stride];
                 let of_right = Right { data: &right, step: width + 3, next: &right };
-                multiply(left, of_right, Out { data: &mut out, stride, columns, accumulate });
+                multiply(
+                    left,
+                    of_right,
+                    Out { data: &mut out, stride, columns, end: End::add_if(accumulate) },
+                );
                 for (i, row) in out.chunks_exact(stride).enumerate() {
                     for (j, &found) in row.iter().enumerate() {
                         let product = |k: usize| {

@@ -2,13 +2,16 @@
 //! empty, so neighbouring groups share one: each lane is multiplied with an element of its own group, which is
 //! spread over the group's lanes as pixels are loaded. Depthwise convolutions are groups of one.
 //!
-//! Rows, runs and panels are those of `product.rs`, with a tap for each run.
+//! Panels are those of `product.rs`, but the last one of several ends with the last channel: it repeats some of
+//! those before, so that every panel is full.
 
-use super::product::{Left, Out, Right, panel_width, write};
+use super::finish::{End, write};
+use super::product::{Left, Out, Right, panel_width};
 use crate::dispatch::{InstructionSet, instruction_set};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Portable, Vector};
+use std::ops::Range;
 
 /// The widths of groups that there are kernels for.
 pub(super) const GROUPS: [usize; 4] = [1, 2, 4, 8];
@@ -16,16 +19,57 @@ pub(super) const GROUPS: [usize; 4] = [1, 2, 4, 8];
 /// Rows of a tile, at most.
 const ROWS: usize = 6;
 
-/// A tile of the result: the products of a panel's channels at a few pixels.
+/// Floats of a cache line.
+const LINE: usize = 16;
+
+/// What a pixel of the result sees of its source.
+#[derive(Clone, Copy)]
+pub(super) struct Tap {
+    /// Distance from the pixel's start to the tap's first channel.
+    pub(super) offset: usize,
+    /// Which of the weights' taps it is.
+    pub(super) row: usize,
+}
+
+/// Pixels of the result that see the same taps.
+#[derive(Clone, Copy)]
+pub(super) struct Pixels<'a> {
+    pub(super) data: &'a [f32],
+    /// Where each starts.
+    pub(super) starts: &'a [usize],
+    pub(super) taps: &'a [Tap],
+    /// What is read next, or nothing: brought nearer meanwhile.
+    pub(super) next: &'a [f32],
+}
+
+/// Weights as [panel][tap × element of the group][panel width].
+#[derive(Clone)]
+pub(super) struct Weights<'a> {
+    pub(super) data: &'a [f32],
+    /// Of a panel.
+    pub(super) rows: usize,
+    /// Channels of a group.
+    pub(super) group: usize,
+    /// The panels that are multiplied with.
+    pub(super) panels: Range<usize>,
+}
+
+/// A few pixels of the result, in the channels of some panels.
 struct Tile<'a> {
     left: *const f32,
     starts: &'a [usize],
-    taps: &'a [usize],
-    right: *const f32,
-    right_step: usize,
+    taps: &'a [Tap],
+    /// Those of the first panel.
+    weights: *const f32,
+    panel_len: usize,
+    panels: Range<usize>,
+    /// What is brought nearer, and how many lines with each panel; never read.
+    next: *const f32,
+    lines: usize,
     out: *mut f32,
     stride: usize,
-    columns: usize,
+    channels: usize,
+    end: End<'a>,
 }
 
 /// A tile of the weight gradient: sums over pixels for a few taps and elements of a group.
@@ -40,7 +84,7 @@ struct Sums<'a> {
     out: *mut f32,
     stride: usize,
     columns: usize,
-    accumulate: bool,
+    end: End<'a>,
 }
 
 type TileKernel = unsafe fn(&Tile<'_>);
@@ -130,36 +174,52 @@ fn index(group: usize) -> usize {
     GROUPS.iter().position(|&width| width == group).expect("a width of group that there are kernels for")
 }
 
-/// `out = left · right` for the channels of a panel, in groups of `left.run`. Row `tap · run + i` on the right
-/// holds what each channel multiplies element `i` of its group with.
-pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
-    let (width, pixels, group) = (panel_width(), left.starts.len(), index(left.run));
-    assert!((1..=width).contains(&out.columns) && !out.accumulate);
-    if pixels == 0 {
+/// The first channel of a panel.
+pub(super) fn first_channel(panel: usize, channels: usize, width: usize) -> usize {
+    (panel * width).min(channels.saturating_sub(width))
+}
+
+/// Sums over taps for some pixels, of `out.columns` channels in those of the panels; fewer than a panel's width are read over all of it.
+pub(super) fn multiply(pixels: Pixels<'_>, weights: Weights<'_>, out: Out<'_>) {
+    let (width, count, group) = (panel_width(), pixels.starts.len(), index(weights.group));
+    let panels = weights.panels;
+    if count == 0 || panels.is_empty() {
         return;
     }
-    assert!((pixels - 1) * out.stride + out.columns <= out.data.len());
-    assert!(
-        left.runs.is_empty() || (left.runs.len() * left.run - 1) * right.step + width <= right.data.len()
-    );
-    check_reads(&left, width);
-    for first in (0..pixels).step_by(ROWS) {
-        let end = pixels.min(first + ROWS);
+    assert!((count - 1) * out.stride + out.columns <= out.data.len());
+    out.end.check(count, out.stride, out.columns, out.columns.max(width));
+    let panel_len = weights.rows * width;
+    assert!(panels.end <= out.columns.div_ceil(width) && panels.end * panel_len <= weights.data.len());
+    if !pixels.taps.is_empty() {
+        let last = pixels.taps.iter().map(|tap| tap.offset).max().unwrap_or(0);
+        let start = pixels.starts.iter().max().copied().unwrap_or(0);
+        assert!(start + last + out.columns.max(width) <= pixels.data.len());
+        assert!(pixels.taps.iter().all(|tap| (tap.row + 1) * weights.group <= weights.rows));
+    }
+    let kernels = &kernels().tiles[group];
+    let steps = count.div_ceil(ROWS) * panels.len();
+    let lines = (pixels.next.len() / LINE).div_ceil(steps);
+    for (tile, first) in (0..count).step_by(ROWS).enumerate() {
+        let end = count.min(first + ROWS);
         let tile = Tile {
-            left: left.data.as_ptr(),
-            starts: &left.starts[first..end],
-            taps: left.runs,
-            right: right.data.as_ptr(),
-            right_step: right.step,
+            left: pixels.data.as_ptr(),
+            starts: &pixels.starts[first..end],
+            taps: pixels.taps,
+            weights: weights.data[panels.start * panel_len..].as_ptr(),
+            panel_len,
+            panels: panels.clone(),
+            next: pixels.next.as_ptr().wrapping_add(tile * panels.len() * lines * LINE),
+            lines,
             out: out.data[first * out.stride..].as_mut_ptr(),
             stride: out.stride,
-            columns: out.columns,
+            channels: out.columns,
+            end: out.end.from(first * out.stride),
         };
         #[expect(unsafe_code, reason = "a kernel for a detected instruction set, on pointers")]
         // SAFETY: the assertions above bound what is read and written, and `kernels` gives those of a detected
         // instruction set.
         unsafe {
-            kernels().tiles[group][end - first - 1](&tile);
+            kernels[end - first - 1](&tile);
         }
     }
 }
@@ -173,6 +233,7 @@ pub(super) fn sum(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
         left.runs.iter().flat_map(|&tap| (0..left.run).map(move |i| (tap, i))).collect();
     assert!((1..=width).contains(&out.columns));
     assert!(rows.is_empty() || (rows.len() - 1) * out.stride + out.columns <= out.data.len());
+    assert!(!matches!(out.end, End::Finish(_)));
     assert!(pixels == 0 || (pixels - 1) * right.step + width <= right.data.len());
     check_reads(&left, width);
     for (i, rows) in rows.chunks(ROWS).enumerate() {
@@ -185,7 +246,7 @@ pub(super) fn sum(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
             out: out.data[i * ROWS * out.stride..].as_mut_ptr(),
             stride: out.stride,
             columns: out.columns,
-            accumulate: out.accumulate,
+            end: out.end.from(0),
         };
         #[expect(unsafe_code, reason = "a kernel for a detected instruction set, on pointers")]
         // SAFETY: as above.
@@ -202,32 +263,45 @@ fn check_reads(left: &Left<'_>, width: usize) {
 }
 
 /// # Safety
-/// What the tile points at can be read and written, over a whole panel's width on both sides; it has `M` rows.
+/// What the tile points at can be read and written, over a whole panel's width at least; it has `M` rows.
 #[inline(always)]
 #[expect(unsafe_code, reason = "pointers")]
 unsafe fn compute_tile<V: Vector, const G: usize, const M: usize>(tile: &Tile<'_>) {
-    let mut sums = [[V::splat(0.0); 2]; M];
+    let width = 2 * V::LANES;
     // SAFETY: the caller's promise.
     unsafe {
         let mut pixels = [tile.left; M];
         for (i, pixel) in pixels.iter_mut().enumerate() {
-            *pixel = pixel.add(*tile.starts.get_unchecked(i));
+            *pixel = pixel.wrapping_add(*tile.starts.get_unchecked(i));
         }
-        let mut right = tile.right;
-        for &tap in tile.taps {
-            for i in 0..G {
-                let choice = V::choice(G, i);
-                let columns = [V::load(right), V::load(right.add(V::LANES))];
-                for (sums, pixel) in sums.iter_mut().zip(&pixels) {
-                    for (j, sum) in sums.iter_mut().enumerate() {
-                        *sum = sum.mul_add(V::spread::<G>(pixel.add(tap), j, choice), columns[j]);
-                    }
-                }
-                right = right.wrapping_add(tile.right_step);
+        let columns = width.min(tile.channels);
+        let (mut weights, mut next) = (tile.weights, tile.next);
+        for panel in tile.panels.clone() {
+            let first = first_channel(panel, tile.channels, width);
+            for _ in 0..tile.lines {
+                V::prefetch(next);
+                next = next.wrapping_add(LINE);
             }
-        }
-        for (i, sums) in sums.iter().enumerate() {
-            write(sums, tile.out.add(i * tile.stride), tile.columns, false);
+            let mut sums = [[V::splat(0.0); 2]; M];
+            for tap in tile.taps {
+                let mut row = weights.add(tap.row * G * width);
+                for i in 0..G {
+                    let choice = V::choice(G, i);
+                    let columns = [V::load(row), V::load(row.add(V::LANES))];
+                    for (sums, pixel) in sums.iter_mut().zip(&pixels) {
+                        for (j, sum) in sums.iter_mut().enumerate() {
+                            let x = V::spread::<G>(pixel.add(tap.offset + first), j, choice);
+                            *sum = sum.mul_add(x, columns[j]);
+                        }
+                    }
+                    row = row.add(width);
+                }
+            }
+            for (i, sums) in sums.iter().enumerate() {
+                let at = i * tile.stride + first;
+                write(*sums, tile.out.add(at), columns, &tile.end, (at, first));
+            }
+            weights = weights.wrapping_add(tile.panel_len);
         }
     }
 }
@@ -257,13 +331,14 @@ unsafe fn compute_sums<V: Vector, const G: usize, const M: usize>(of: &Sums<'_>)
             right = right.wrapping_add(of.right_step);
         }
         for (i, sums) in sums.iter().enumerate() {
-            write(sums, of.out.add(i * of.stride), of.columns, of.accumulate);
+            write(*sums, of.out.add(i * of.stride), of.columns, &of.end, (0, 0));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::finish::Affine;
     use super::*;
 
     fn value(i: usize) -> f32 {
@@ -273,6 +348,71 @@ mod tests {
     /// Every compiled tile that this machine can run, against plain sums in f64.
     #[test]
     fn tiles_equal_plain_sums() {
+        let width = panel_width();
+        let data: Vec<f32> = (0..4000).map(value).collect();
+        let taps = [(5, 1), (300, 0), (77, 3)].map(|(offset, row)| Tap { offset, row });
+        for group in GROUPS {
+            let channels = [group, width - group, width, width + group, 3 * width, 3 * width + group];
+            for (count, channels) in (1..=2 * ROWS + 1).flat_map(|n| channels.map(|c| (n, c))) {
+                if channels == 0 {
+                    continue;
+                }
+                let starts: Vec<usize> = (0..count).map(|i| i * 131 % 900).collect();
+                let rows = 4 * group;
+                let packed: Vec<f32> =
+                    (0..channels.div_ceil(width) * rows * width).map(|i| value(i + 7)).collect();
+                // The weight of a channel, from any panel that has it: that of the last one counts.
+                let weight = |row: usize, channel: usize| {
+                    let panels = (0..channels.div_ceil(width)).rev();
+                    let first = |panel: usize| first_channel(panel, channels, width);
+                    let panel = panels.into_iter().find(|&panel| first(panel) <= channel).unwrap_or(0);
+                    f64::from(packed[(panel * rows + row) * width + channel - first(panel)])
+                };
+                let x = |pixel: usize, tap: Tap, channel: usize| {
+                    f64::from(data[starts[pixel] + tap.offset + channel])
+                };
+                let stride = channels + 2;
+                let (scale, shift): (Vec<f32>, Vec<f32>) =
+                    (0..channels + width).map(|i| (value(i) + 2.0, value(i + 3))).unzip();
+                let residual: Vec<f32> = (0..count * stride).map(|i| value(i + 5)).collect();
+                let affine = Affine { scale: &scale, shift: &shift, residual: &residual, range: (-0.5, 1.5) };
+                for end in [End::Set, End::Add, End::Finish(affine)] {
+                    let mut out = vec![0.5; count * stride];
+                    let pixels = Pixels { data: &data, starts: &starts, taps: &taps, next: &data };
+                    let panels = 0..channels.div_ceil(width);
+                    let weights = Weights { data: &packed, rows, group, panels };
+                    // Panels overlap, which adding does not allow.
+                    if matches!(end, End::Add) && channels % width > 0 && channels > width {
+                        continue;
+                    }
+                    multiply(pixels, weights, Out { data: &mut out, stride, columns: channels, end });
+                    for (i, j) in (0..count).flat_map(|i| (0..channels).map(move |j| (i, j))) {
+                        let of_tap = |tap: &Tap| {
+                            let of_element =
+                                |k| x(i, *tap, j / group * group + k) * weight(tap.row * group + k, j);
+                            (0..group).map(of_element).sum::<f64>()
+                        };
+                        let sum: f64 = taps.iter().map(of_tap).sum();
+                        let expected = match end {
+                            End::Set => sum,
+                            End::Add => sum + 0.5,
+                            End::Finish(_) => {
+                                let y = sum * f64::from(scale[j]) + f64::from(shift[j]);
+                                (y + f64::from(residual[i * stride + j])).clamp(-0.5, 1.5)
+                            }
+                        };
+                        let found = f64::from(out[i * stride + j]);
+                        assert!((found - expected).abs() < 1e-4, "{group} {count} {channels} ({i}, {j})");
+                    }
+                    assert!(out.chunks(stride).all(|row| row[channels..].iter().all(|&x| x == 0.5)));
+                }
+            }
+        }
+    }
+
+    /// Sums of the weight gradient, against plain ones in f64.
+    #[test]
+    fn sums_equal_plain_sums() {
         let width = panel_width();
         let data: Vec<f32> = (0..2000).map(value).collect();
         let right: Vec<f32> = (0..100 * (width + 3)).map(|i| value(i + 7)).collect();
@@ -285,26 +425,17 @@ mod tests {
                 let of_group = |pixel: usize, row: usize, j: usize| {
                     f64::from(data[starts[pixel] + taps[row / group] + j / group * group + row % group])
                 };
-                let of_right = |row: usize, j: usize| f64::from(right[row * (width + 3) + j]);
-                let close = |found: f32, expected: f64| (f64::from(found) - expected).abs() < 1e-5;
-
-                let mut out = vec![0.5; pixels * stride];
-                let columns_of = Right { data: &right, step: width + 3, next: &[] };
-                let to = Out { data: &mut out, stride, columns, accumulate: false };
-                multiply(left, columns_of, to);
-                for (i, j) in (0..pixels).flat_map(|i| (0..columns).map(move |j| (i, j))) {
-                    let sum: f64 = (0..3 * group).map(|row| of_group(i, row, j) * of_right(row, j)).sum();
-                    assert!(close(out[i * stride + j], sum), "{group} {pixels} {columns}");
-                }
-                assert!(out.chunks(stride).all(|row| row[columns..].iter().all(|&x| x == 0.5)));
-
                 for accumulate in [false, true] {
                     let mut out = vec![0.5; 3 * group * stride];
-                    sum(left, columns_of, Out { data: &mut out, stride, columns, accumulate });
+                    let columns_of = Right { data: &right, step: width + 3, next: &[] };
+                    let end = End::add_if(accumulate);
+                    sum(left, columns_of, Out { data: &mut out, stride, columns, end });
                     let before = if accumulate { 0.5 } else { 0.0 };
                     for (row, j) in (0..3 * group).flat_map(|row| (0..columns).map(move |j| (row, j))) {
-                        let sum: f64 = (0..pixels).map(|i| of_group(i, row, j) * of_right(i, j)).sum();
-                        assert!(close(out[row * stride + j], before + sum), "{group} {pixels} {columns}");
+                        let of_right = |i: usize| f64::from(right[i * (width + 3) + j]);
+                        let sum: f64 = (0..pixels).map(|i| of_group(i, row, j) * of_right(i)).sum();
+                        let found = f64::from(out[row * stride + j]);
+                        assert!((found - before - sum).abs() < 1e-5, "{group} {pixels} {columns}");
                     }
                 }
             }

@@ -1,15 +1,15 @@
 //! A correlation of maps with packed weights, block by block of the result.
 
-use super::super::Finish;
+use super::super::Geometry;
+use super::super::finish::{End, Finish, Rows};
 use super::super::product::{Left, Out, Right, multiply, panel_width};
-use super::super::{Geometry, spread};
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
 use super::{TASKS, narrow, on_tiles};
 use crate::element::{Element, store};
 use crate::parallel::{map, with_scratch};
-use crate::pool::{Lent, lend, take};
+use crate::pool::{Buffer, take};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub(super) struct Pass {
     pub(super) x: Axis,
     /// [group][panel][tap × source channel][panel width], where what lies beyond the last channel is arbitrary; or
     /// as `narrow.rs` or `tiles.rs` packs them.
-    pub(super) weights: Arc<Lent<f32>>,
+    pub(super) weights: Arc<Buffer<f32>>,
 }
 
 impl Pass {
@@ -86,7 +86,7 @@ impl Correlation {
         (self.source_channels / self.groups, target, target.div_ceil(panel_width()))
     }
 
-    pub(super) fn run<T: Element>(&self, xs: &[T], finish: Finish<'_, T>) -> Vec<T> {
+    pub(super) fn run<T: Element>(&self, xs: &[T], finish: &Finish<'_, T>) -> Buffer<T> {
         let ((h, w), c) = (self.target, self.target_channels);
         let mut ys = take::<T>(self.n * h * w * c);
         let step = self.passes.first().map_or(1, |pass| pass.y.step);
@@ -98,6 +98,10 @@ impl Correlation {
             Products::Tiles => {
                 let taps = self.passes.iter().map(Pass::taps).max().unwrap_or(0);
                 tiles::block_pixels(taps * self.source_channels)
+            }
+            // Without a copy, what neighbouring blocks both see is best seen by few.
+            Products::Narrow => {
+                block_pixels(self.source_channels).max(self.n * h.div_ceil(step) * columns / (2 * TASKS))
             }
             _ => block_pixels(self.source_channels),
         };
@@ -118,9 +122,14 @@ impl Correlation {
         let tasks = (macs_per_position * self.n * h.div_ceil(step) * columns / TASK_MACS).min(TASKS);
         let splits = if self.groups == 1 { tasks.div_ceil(blocks.len().max(1)).clamp(1, panels) } else { 1 };
         if splits == 1 {
+            // In registers, where products are written once.
+            let in_place = self.passes.len() == 1 && self.products != Products::Tiles;
+            let of_rows = finish.of_rows(c, panel_width()).filter(|_| in_place);
             parts.into_par_iter().for_each(|(block, at, out)| {
-                self.block(xs, block, 0..panels, out, c);
-                finish(at, out);
+                self.block(xs, block, 0..panels, out, c, of_rows.as_ref().map(|rows| (rows, at)));
+                if of_rows.is_none() {
+                    finish.apply(at, out);
+                }
             });
             return ys;
         }
@@ -128,8 +137,8 @@ impl Correlation {
         let channels = |i: usize| (split(i).end * panel_width()).min(c) - split(i).start * panel_width();
         let pieces = map(parts.len() * splits, |i| {
             let ((block, _, part), i) = (&parts[i / splits], i % splits);
-            let mut out = lend::<T>(part.len() / c * channels(i));
-            self.block(xs, block, split(i), &mut out, channels(i));
+            let mut out = take::<T>(part.len() / c * channels(i));
+            self.block(xs, block, split(i), &mut out, channels(i), None);
             out
         });
         for (i, piece) in pieces.iter().enumerate() {
@@ -138,7 +147,7 @@ impl Correlation {
                 out[split(i).start * panel_width()..][..piece.len()].copy_from_slice(piece);
             }
         }
-        parts.into_par_iter().for_each(|(_, at, out)| finish(at, out));
+        parts.into_par_iter().for_each(|(_, at, out)| finish.apply(at, out));
         ys
     }
 
@@ -148,7 +157,8 @@ impl Correlation {
         block.rows.clone().filter(in_phase).count()
     }
 
-    /// The target pixels of a block, in the channels of the given panels; `out` has rows of `channels`.
+    /// The target pixels of a block, in the channels of the given panels; `out` has rows of `channels`, and starts
+    /// at the place beside `finish`.
     fn block<T: Element>(
         &self,
         xs: &[T],
@@ -156,20 +166,21 @@ impl Correlation {
         panels: Range<usize>,
         out: &mut [T],
         channels: usize,
+        finish: Option<(&Rows<'_>, usize)>,
     ) {
         #[cfg(target_arch = "x86_64")]
         if let Some(xs) = T::as_bf16(xs).filter(|_| self.products == Products::Tiles) {
             return self.block_on_tiles(xs, block, panels, out, channels);
+        }
+        if self.products == Products::Narrow {
+            return self.block_narrow(xs, block, out, finish);
         }
         let (c, (h, w), (reach_y, reach_x)) = (self.source_channels, self.source, self.reach);
         let columns = self.passes.iter().map(|pass| pass.x.count).max().unwrap_or(0);
         let rows = self.passes.iter().map(|pass| pass.y.count).max().unwrap_or(0);
         // What lies inside is read where it is.
         let inside = reach_y.inside(rows, h) && reach_x.inside(columns, w);
-        let narrow = self.products == Products::Narrow;
-        // Narrow groups are read over a whole panel's width, which must not end beyond the map.
-        let direct = T::as_f32(xs).is_some() && inside && (!narrow || c.is_multiple_of(panel_width()));
-        let margin = if narrow && !direct { panel_width() } else { 0 };
+        let direct = T::as_f32(xs).is_some() && inside;
         let patch = Patch {
             corner: ((block.rows.start * reach_y.stride) as isize + reach_y.first, reach_x.first),
             rows: reach_y.span(block.rows.len()),
@@ -180,10 +191,8 @@ impl Correlation {
         let copy_len = if direct { 0 } else { patch.len() };
         let positions = block.images.len() * block.rows.len() * columns;
         let in_place = T::as_f32_mut(out).is_some() && self.passes.len() == 1;
-        let of_group = self.of_group();
-        let result_len =
-            if in_place { 0 } else { positions * of_group.1.max(if narrow { panel_width() } else { 0 }) };
-        let copies_len = block.images.len() * copy_len + margin;
+        let result_len = if in_place { 0 } else { positions * self.of_group().1 };
+        let copies_len = block.images.len() * copy_len;
         with_scratch(copies_len + result_len, |scratch| {
             let (copies, result) = scratch.split_at_mut(copies_len);
             let (source, image_step, base) = match T::as_f32(xs) {
@@ -209,13 +218,9 @@ impl Correlation {
                     }
                 }
                 let (runs, run) = self.runs(pass, row_step);
-                let place = Place { pass, rows, images: block.images.len(), channels };
+                let place = Place { pass, rows, images: block.images.len(), channels, finish };
                 let left = Left { data: source, starts: &starts, runs: &runs, run, step: 1 };
-                if narrow {
-                    self.multiply_narrow(left, &place, result, out);
-                } else {
-                    self.multiply(left, panels.clone(), &place, result, out);
-                }
+                self.multiply(left, panels.clone(), &place, result, out);
             }
         });
     }
@@ -258,47 +263,19 @@ impl Correlation {
                 let weights = Right { data: weights, step: width, next };
                 let first = panel * width - columns.start;
                 let columns_here = width.min(columns.end - panel * width);
-                let (data, stride) = match T::as_f32_mut(out) {
-                    Some(out) if self.passes.len() == 1 => (&mut out[group * c_target + first..], channels),
-                    _ => (&mut result[first..], columns.len()),
+                let (data, stride, end) = match T::as_f32_mut(out) {
+                    Some(out) if self.passes.len() == 1 => {
+                        let channel = group * c_target + first;
+                        (&mut out[channel..], channels, place.end(channel))
+                    }
+                    _ => (&mut result[first..], columns.len(), End::Set),
                 };
-                let product = Out { data, stride, columns: columns_here, accumulate: false };
+                let product = Out { data, stride, columns: columns_here, end };
                 multiply(left, weights, product);
             }
             if T::as_f32_mut(out).is_none() || self.passes.len() > 1 {
                 let result = &result[..left.starts.len() * columns.len()];
                 place.copy(self, result, columns.len(), group * c_target, out);
-            }
-        }
-    }
-
-    /// A panel's width of channels at a time, whatever groups they are in.
-    fn multiply_narrow<T: Element>(
-        &self,
-        mut left: Left<'_>,
-        place: &Place<'_>,
-        result: &mut [f32],
-        out: &mut [T],
-    ) {
-        let (width, data) = (panel_width(), left.data);
-        let panel_len = place.pass.taps() * left.run * width;
-        for (panel, first) in (0..place.channels).step_by(width).enumerate() {
-            left.data = &data[first..];
-            let weights = &place.pass.weights[panel * panel_len..][..panel_len];
-            let (weights, columns) =
-                (Right { data: weights, step: width, next: &[] }, width.min(place.channels - first));
-            match T::as_f32_mut(out) {
-                Some(out) if self.passes.len() == 1 => {
-                    let data = &mut out[first..];
-                    let out = Out { data, stride: place.channels, columns, accumulate: false };
-                    spread::multiply(left, weights, out);
-                }
-                _ => {
-                    let result = &mut result[..left.starts.len() * columns];
-                    let to = Out { data: result, stride: columns, columns, accumulate: false };
-                    spread::multiply(left, weights, to);
-                    place.copy(self, result, columns, first, out);
-                }
             }
         }
     }
@@ -312,9 +289,16 @@ struct Place<'a> {
     rows: usize,
     /// Channels of a pixel in the block's output.
     channels: usize,
+    /// What is done to products, and where the output starts.
+    finish: Option<(&'a Rows<'a>, usize)>,
 }
 
 impl Place<'_> {
+    /// What becomes of the products of the channels from one on.
+    fn end(&self, channel: usize) -> End<'_> {
+        self.finish.map_or(End::Set, |(rows, at)| End::Finish(rows.columns(at, channel)))
+    }
+
     /// Copies rows of `columns` elements to their pixels, from `channel` on.
     fn copy<T: Element>(
         &self,

@@ -16,13 +16,14 @@ mod weight_gradient;
 mod wide;
 
 use super::super::Geometry;
+use super::Weight;
+use super::finish::Finish;
 use super::product::panel_width;
-use super::{Finish, Weight};
 use crate::dispatch::{InstructionSet, instruction_set};
 use crate::element::Element;
 use crate::inference::{Form, prepared};
 use crate::parallel::chunks;
-use crate::pool::{Lent, lend};
+use crate::pool::{Buffer, take};
 use candle_core::DType;
 use correlation::{Correlation, Pass, Products};
 use reach::{Axis, Reach};
@@ -36,8 +37,8 @@ pub(super) fn forward<T: Element>(
     g: &Geometry,
     xs: &[T],
     weight: Weight<'_>,
-    finish: Finish<'_, T>,
-) -> Vec<T> {
+    finish: &Finish<'_, T>,
+) -> Buffer<T> {
     let (wide, products) = (Wide::of(g), Products::of::<T>(g));
     let g = wide.as_ref().map_or(g, |wide| &wide.g);
     let (y, x) = Axis::of_outputs(g);
@@ -56,12 +57,12 @@ pub(super) fn forward<T: Element>(
         .run(xs, finish)
 }
 
-pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Vec<T> {
+pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Buffer<T> {
     if let Some((folded, weight)) = folded(g, weight) {
         return input_gradient(&folded, dys, &weight);
     }
     if let Some((turned, weight)) = turned(g, weight) {
-        return forward(&turned, dys, Weight { values: &weight, id: None }, &|_, _| {});
+        return forward(&turned, dys, Weight { values: &weight, id: None }, &Finish::nothing());
     }
     let w = &g.window;
     let ys = Axis::phases(g.size.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
@@ -79,7 +80,7 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     let (source, target) = (g.out, g.size);
     let (source_channels, target_channels, groups) = (g.c_out, g.c_in, g.groups);
     Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes, products }
-        .run(dys, &|_, _| {})
+        .run(dys, &Finish::nothing())
 }
 
 pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
@@ -148,7 +149,7 @@ fn pack<T: Element>(
     (c_source, c_target): (usize, usize),
     weight: &[f32],
     at: impl Fn(usize, usize, usize) -> usize + Sync,
-) -> Lent<f32> {
+) -> Buffer<f32> {
     const STEP: usize = 16;
     let width = panel_width();
     let taps: Vec<usize> =
@@ -163,7 +164,7 @@ fn pack<T: Element>(
         return tiles::pack(taps.len() * c_source, c_target, row, element);
     }
     let panels = c_target.div_ceil(width);
-    let mut packed = lend::<f32>(g.groups * panels * taps.len() * c_source * width);
+    let mut packed = take::<f32>(g.groups * panels * taps.len() * c_source * width);
     chunks(&mut packed, taps.len() * c_source * width, |i, out| {
         let (group, first) = (i / panels, i % panels * width);
         // A few source channels at a time, for both sides to stay in cache.

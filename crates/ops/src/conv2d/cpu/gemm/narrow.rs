@@ -1,14 +1,16 @@
 //! Convolutions whose groups have as few channels as `spread.rs` has kernels for.
 
 use super::super::super::Geometry;
+use super::super::finish::{End, Rows};
 use super::super::product::{Left, Out, Right, panel_width};
-use super::super::spread;
+use super::super::spread::{self, Weights};
 use super::TASKS;
-use super::correlation::block_pixels;
+use super::correlation::{Correlation, Pass, block_pixels};
 use super::reach::{Axis, Block, Patch, Reach, blocks};
-use crate::element::{Element, load};
+use crate::element::{Element, load, store};
 use crate::parallel::{buffer, map, with_scratch};
-use crate::pool::{Lent, lend};
+use crate::pool::{Buffer, take};
+use std::ops::Range;
 
 /// Whether neighbouring groups can share a register.
 pub(in super::super) fn serves(g: &Geometry) -> bool {
@@ -16,20 +18,20 @@ pub(in super::super) fn serves(g: &Geometry) -> bool {
     g.groups > 1 && c_in == c_out && spread::GROUPS.contains(&c_in)
 }
 
-/// Weights as [panel][tap × element of the group][panel width], rounded as `T` stores them. `at` says where the
-/// taps for (group, source channel, target channel) start.
+/// Weights as [panel][tap × element of the group][panel width], rounded as `T` stores them; of fewer channels than
+/// a panel's width, zeros follow. `at` says where the taps for (group, source channel, target channel) start.
 pub(super) fn pack<T: Element>(
     g: &Geometry,
     taps: &[usize],
     weight: &[f32],
     at: impl Fn(usize, usize, usize) -> usize,
-) -> Lent<f32> {
+) -> Buffer<f32> {
     let (width, group) = (panel_width(), g.group_channels().0);
     let panel_len = taps.len() * group * width;
-    let mut packed = lend::<f32>(g.c_out.div_ceil(width) * panel_len);
+    let mut packed = take::<f32>(g.c_out.div_ceil(width) * panel_len);
     for (panel, out) in packed.chunks_exact_mut(panel_len.max(1)).enumerate() {
         for (row, out) in out.chunks_exact_mut(width).enumerate() {
-            for (channel, out) in (panel * width..).zip(out) {
+            for (channel, out) in (spread::first_channel(panel, g.c_out, width)..).zip(out) {
                 let weight =
                     |channel| weight[at(channel / group, row % group, channel % group) + taps[row / group]];
                 *out = if channel < g.c_out { T::round(weight(channel)) } else { 0.0 };
@@ -39,6 +41,178 @@ pub(super) fn pack<T: Element>(
     packed
 }
 
+/// Elements of an image up to which it is found in cache: half a megabyte.
+const NEAR: usize = 128 * 1024;
+
+/// Elements of weights that go over an image's pixels together: a little more than the first cache of 32 KiB holds.
+const WEIGHTS: usize = 10 * 1024;
+
+/// Neighbouring columns that see the same taps of a pass.
+struct Run {
+    columns: Range<usize>,
+    taps: Range<usize>,
+}
+
+/// The columns of a pass over a source of so many, by the taps that lie inside.
+fn runs(x: &Axis, columns: usize) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for column in 0..x.count {
+        let taps = inside(x, column, columns);
+        match runs.last_mut() {
+            Some(run) if run.taps == taps => run.columns.end = column + 1,
+            _ => runs.push(Run { columns: column..column + 1, taps }),
+        }
+    }
+    runs
+}
+
+/// The taps that a position of an axis sees of a source of `size`.
+fn inside(axis: &Axis, position: usize, size: usize) -> Range<usize> {
+    let at = |tap: &(isize, usize)| (position * axis.stride) as isize + tap.0;
+    let start = axis.taps.partition_point(|tap| at(tap) < 0);
+    start..axis.taps.partition_point(|tap| at(tap) < size as isize).max(start)
+}
+
+impl Correlation {
+    /// The target pixels of a block; `out` starts at the place beside `finish`. Pixels at the border leave out the
+    /// taps that lie outside, so that the source is read where it is; in bf16 its rows are widened first.
+    pub(super) fn block_narrow<T: Element>(
+        &self,
+        xs: &[T],
+        block: &Block,
+        out: &mut [T],
+        finish: Option<(&Rows<'_>, usize)>,
+    ) {
+        let (c, (h, w), width) = (self.source_channels, self.source, panel_width());
+        let (reach, group) = (self.reach.0, c / self.groups);
+        let first = (block.rows.start * reach.stride) as isize + reach.first;
+        let last = first + reach.span(block.rows.len()) as isize;
+        let seen = first.clamp(0, h as isize) as usize..last.clamp(0, h as isize) as usize;
+        // Fewer channels than a panel's width are read beyond the last pixel.
+        let in_place = T::as_f32(xs).filter(|_| c >= width);
+        let seen_len = if in_place.is_some() { 0 } else { seen.len() * w * c + width };
+        let result_len = if T::as_f32(out).is_some() { 0 } else { self.target.1 * c };
+        let image_len = out.len() / block.images.len().max(1);
+        with_scratch(seen_len + result_len, |scratch| {
+            let (widened, result) = scratch.split_at_mut(seen_len);
+            for (i, image) in block.images.clone().enumerate() {
+                let image = image * h * w * c;
+                let rows = match in_place {
+                    Some(xs) => Source { data: &xs[image..][..h * w * c], first: 0, pixel: c, columns: w },
+                    None => {
+                        let xs = &xs[image + seen.start * w * c..image + seen.end * w * c];
+                        load(&mut widened[..xs.len()], xs);
+                        Source { data: widened, first: seen.start, pixel: c, columns: w }
+                    }
+                };
+                let at = i * image_len;
+                let finish = finish.map(|(rows, place)| (rows, place + at));
+                for pass in &self.passes {
+                    let (rows_of, panels) = (pass.taps() * group, c.div_ceil(width));
+                    // As many panels as stay in the first cache go over the pixels together.
+                    let together = (WEIGHTS / (rows_of * width).max(1)).clamp(1, panels);
+                    for first in (0..panels).step_by(together) {
+                        let panels = first..panels.min(first + together);
+                        let weights = Weights { data: &pass.weights, rows: rows_of, group, panels };
+                        self.rows_narrow(
+                            &rows,
+                            (pass, weights),
+                            block,
+                            (&mut out[at..][..image_len], result),
+                            finish,
+                        );
+                    }
+                }
+            }
+        });
+    }
+
+    /// The rows of a block's image that a pass has.
+    fn rows_narrow<T: Element>(
+        &self,
+        source: &Source<'_>,
+        (pass, weights): (&Pass, Weights<'_>),
+        block: &Block,
+        (out, result): (&mut [T], &mut [f32]),
+        finish: Option<(&Rows<'_>, usize)>,
+    ) {
+        let (channels, width, (y, x)) = (self.target_channels, panel_width(), (&pass.y, &pass.x));
+        let runs = runs(x, self.source.1);
+        let (mut starts, mut taps) = (Vec::with_capacity(x.count), Vec::with_capacity(pass.taps()));
+        for row in 0..self.in_phase(pass, block) {
+            let position = block.rows.start + row;
+            let of_y = inside(y, position, self.source.0);
+            // The rows that the next position sees and this one does not.
+            let far = self.source.0 * self.source.1 * source.pixel > NEAR;
+            let row_len = source.columns * source.pixel;
+            let seen = |position: usize| {
+                let last = y.taps.last().map_or(0, |tap| tap.0);
+                let row = ((position * y.stride) as isize + last + 1 - source.first as isize).max(0);
+                (row as usize * row_len).min(source.data.len())
+            };
+            let mut next = if far && weights.panels.start == 0 {
+                &source.data[seen(position)..seen(position + 1)]
+            } else {
+                &[]
+            };
+            for run in &runs {
+                let offset = |axis: &Axis, tap: usize| axis.taps.get(tap).map_or(0, |tap| tap.0);
+                let (corner_y, corner_x) = (offset(y, of_y.start), offset(x, run.taps.start));
+                taps.clear();
+                for tap_y in of_y.clone() {
+                    let row = (y.taps[tap_y].0 - corner_y) as usize * source.columns;
+                    taps.extend(run.taps.clone().map(|tap_x| spread::Tap {
+                        offset: (row + (x.taps[tap_x].0 - corner_x) as usize) * source.pixel,
+                        row: tap_y * x.taps.len() + tap_x,
+                    }));
+                }
+                starts.clear();
+                let at_y = (position * y.stride) as isize + corner_y - source.first as isize;
+                starts.extend(run.columns.clone().map(|column| {
+                    let at_x = (column * x.stride) as isize + corner_x;
+                    // Where no tap lies inside, nothing is read.
+                    let at = if taps.is_empty() { 0 } else { at_y * source.columns as isize + at_x };
+                    at as usize * source.pixel
+                }));
+                // Most columns are in one run.
+                let next = if starts.len() > 1 { std::mem::take(&mut next) } else { &[] };
+                let pixels = spread::Pixels { data: source.data, starts: &starts, taps: &taps, next };
+                let pixel =
+                    |column: usize| (row * y.step + y.origin) * self.target.1 + column * x.step + x.origin;
+                let at = pixel(run.columns.start) * channels;
+                if let Some(out) = T::as_f32_mut(out) {
+                    let end =
+                        finish.map_or(End::Set, |(rows, place)| End::Finish(rows.columns(place + at, 0)));
+                    let stride = channels * x.step;
+                    let data = &mut out[at..];
+                    spread::multiply(pixels, weights.clone(), Out { data, stride, columns: channels, end });
+                    continue;
+                }
+                let data = &mut result[..starts.len() * channels];
+                let product = Out { data, stride: channels, columns: channels, end: End::Set };
+                spread::multiply(pixels, weights.clone(), product);
+                // Nothing but what this call has computed.
+                let first = spread::first_channel(weights.panels.start, channels, width);
+                let last = (weights.panels.end * width).min(channels);
+                for (values, column) in result.chunks_exact(channels).zip(run.columns.clone()) {
+                    let out = &mut out[pixel(column) * channels..][..channels];
+                    store(&mut out[first..last], &values[first..last]);
+                }
+            }
+        }
+    }
+}
+
+/// Rows of an image.
+struct Source<'a> {
+    data: &'a [f32],
+    /// Which row is the first.
+    first: usize,
+    /// Elements of a pixel, pixels of a row.
+    pixel: usize,
+    columns: usize,
+}
+
 pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
     let (width, group, taps) = (panel_width(), g.group_channels().0, g.taps());
     let (panels, rows) = (g.c_out.div_ceil(width), taps * group);
@@ -46,7 +220,7 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
     let parts = TASKS.min(blocks.len());
     // partial[part] is [panel][tap × element of the group][panel width].
     let partial = map(parts, |part| {
-        let mut sums = lend::<f32>(panels * rows * width);
+        let mut sums = take::<f32>(panels * rows * width);
         for (i, block) in
             blocks[blocks.len() * part / parts..blocks.len() * (part + 1) / parts].iter().enumerate()
         {
@@ -118,7 +292,11 @@ fn add_block<T: Element>(
             let left = Left { data: &copies[channel..], starts: &starts, runs: &taps, run: group, step: 1 };
             let right = Right { data: &dys[channel..], step: c, next: &[] };
             let columns = width.min(c - channel);
-            spread::sum(left, right, Out { data: sums, stride: width, columns, accumulate });
+            spread::sum(
+                left,
+                right,
+                Out { data: sums, stride: width, columns, end: End::add_if(accumulate) },
+            );
         }
     });
 }

@@ -3,11 +3,12 @@
 //! result has PyTorch's layout at once.
 
 use super::super::super::Geometry;
+use super::super::finish::End;
 use super::super::product::{Left, Out, Right, multiply, panel_width, tile_height};
 use super::TASKS;
 use crate::element::{Element, load};
 use crate::parallel::{buffer, chunks, map, with_scratch};
-use crate::pool::lend;
+use crate::pool::take;
 use crate::simd::multiversion;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -53,7 +54,7 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
     let parts = grid(c_out, c_in, TASKS.div_ceil(sums));
     let partial = map(sums * parts.len(), |i| {
         let part = &parts[i % parts.len()];
-        let mut out = lend::<f32>(part.rows.len() * part.columns.len());
+        let mut out = take::<f32>(part.rows.len() * part.columns.len());
         add_pixels(g, xs, dys, pixels(i / parts.len()), part, &mut out);
         out
     });
@@ -135,7 +136,7 @@ fn add_pixels<T: Element>(
                             data: &mut sums[tile * height * columns + panel * width..],
                             stride: columns,
                             columns: width.min(columns - panel * width),
-                            accumulate: first > pixels.start,
+                            end: End::add_if(first > pixels.start),
                         };
                         multiply(Left { data, starts, runs: &[0], run: n, step: height }, right, out);
                     }

@@ -6,7 +6,7 @@ use super::reach::Block;
 use crate::amx::{SIDE, STEP, STEP_WORDS, Tiles, word};
 use crate::element::{Element, store};
 use crate::parallel::chunks;
-use crate::pool::{Lent, lend};
+use crate::pool::{Buffer, take};
 use half::bf16;
 use std::ops::Range;
 
@@ -35,9 +35,9 @@ pub(super) fn pack<R: Copy>(
     columns: usize,
     row: impl Fn(usize) -> R + Sync,
     weight: impl Fn(R, usize) -> f32 + Sync,
-) -> Lent<f32> {
+) -> Buffer<f32> {
     const HALF: usize = SIDE / 2;
-    let mut packed = lend::<f32>(columns.div_ceil(SIDE) * panel_len(depth));
+    let mut packed = take::<f32>(columns.div_ceil(SIDE) * panel_len(depth));
     chunks(&mut packed, panel_len(depth), |panel, out| {
         for (step, out) in out.chunks_exact_mut(STEP_WORDS).enumerate() {
             for pair in 0..STEP / 2 {
@@ -76,7 +76,7 @@ impl Correlation {
             let pitch = steps(depth) * STEP + STEP;
             let count = self.in_phase(pass, block);
             let positions = block.images.len() * count * pass.x.count;
-            let mut rows = lend::<bf16>(positions.div_ceil(SIDE) * SIDE * pitch);
+            let mut rows = take::<bf16>(positions.div_ceil(SIDE) * SIDE * pitch);
             self.gather(xs, block, pass, pitch, &mut rows);
             for panel in panels.clone() {
                 let weights = &pass.weights[panel * panel_len(depth)..][..panel_len(depth)];

@@ -1,13 +1,14 @@
 //! The weight gradient: for each tap, the input pixels that it meets times the output gradient, summed over pixels.
 
 use super::super::super::Geometry;
+use super::super::finish::End;
 use super::super::from_columns;
 use super::super::product::{Left, Out, Right, multiply, panel_width};
 use super::TASKS;
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 use crate::element::{Element, load};
 use crate::parallel::{buffer, chunks, map, with_scratch};
-use crate::pool::lend;
+use crate::pool::take;
 use std::ops::Range;
 
 /// Output pixels of a block, at least: many, because sums are read and written once for each block.
@@ -31,7 +32,7 @@ pub(super) fn run<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
     let partial = map(parts * splits, |i| {
         let (part, i) = (i / splits, i % splits);
         let blocks = &blocks[blocks.len() * part / parts..blocks.len() * (part + 1) / parts];
-        let mut sums = lend::<f32>(g.groups * depth * columns(i).len());
+        let mut sums = take::<f32>(g.groups * depth * columns(i).len());
         if blocks.is_empty() {
             sums.fill(0.0);
         }
@@ -138,7 +139,7 @@ fn add_block<T: Element>(
                     data: &mut sums[(group * depth + rows.start) * columns.len() + first..],
                     stride: columns.len(),
                     columns: width.min(columns.len() - first),
-                    accumulate,
+                    end: End::add_if(accumulate),
                 };
                 multiply(left, Right { data: right, step: width, next: &[] }, out);
             }

@@ -12,12 +12,13 @@
 mod transform;
 
 use super::super::Geometry;
+use super::finish::{End, Finish};
 use super::product::{Left, Out, Right, multiply, panel_width};
-use super::{Finish, Weight, from_columns};
+use super::{Weight, from_columns};
 use crate::element::Element;
 use crate::inference::{Form, prepared};
 use crate::parallel::{buffer, chunks, with_scratch};
-use crate::pool::{Lent, lend, take};
+use crate::pool::{Buffer, take};
 use candle_core::{DType, TensorId};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -191,9 +192,9 @@ impl Filters<'_> {
     }
 
     /// All panels: [position][panel][c_in][panel width], positions [`GAP`] further apart.
-    fn transform_all<T: Element>(&self) -> Lent<f32> {
+    fn transform_all<T: Element>(&self) -> Buffer<f32> {
         let (panels, panel_len) = (self.panels(), self.panel_len());
-        let mut out = lend::<f32>(POSITIONS * (panels * panel_len + GAP));
+        let mut out = take::<f32>(POSITIONS * (panels * panel_len + GAP));
         let parts = panels_of(&mut out, panels, panel_len);
         parts.into_par_iter().enumerate().for_each(|(panel, mut out)| self.transform::<T>(panel, &mut out));
         out
@@ -204,21 +205,22 @@ pub(super) fn forward<T: Element>(
     g: &Geometry,
     xs: &[T],
     weight: Weight<'_>,
-    finish: Finish<'_, T>,
-) -> Vec<T> {
+    finish: &Finish<'_, T>,
+) -> Buffer<T> {
     let (c_in, c_out) = (g.c_in, g.c_out);
     let filters = Filters { weight: weight.values, c_in, c_out, steps: (9, c_in * 9), turned: false };
     Convolution { g, tiles: Tiles::new(g), filters, id: weight.id }.run(xs, finish)
 }
 
 /// A convolution of the output gradient with the filters turned round.
-pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Vec<T> {
+pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Buffer<T> {
     let mut window = g.window;
     window.padding = (2 - g.window.padding.0, 2 - g.window.padding.1);
     let (c_in, c_out) = (g.c_out, g.c_in);
     let transposed = Geometry { size: g.out, c_in, out: g.size, c_out, window, ..*g };
     let filters = Filters { weight, c_in, c_out, steps: (c_out * 9, 9), turned: true };
-    Convolution { g: &transposed, tiles: Tiles::new(&transposed), filters, id: None }.run(dys, &|_, _| {})
+    Convolution { g: &transposed, tiles: Tiles::new(&transposed), filters, id: None }
+        .run(dys, &Finish::nothing())
 }
 
 /// A convolution of stride 1.
@@ -244,7 +246,7 @@ impl Convolution<'_> {
     /// Tiles up to which transformed filters weigh more than they.
     const FEW_TILES: usize = 64;
 
-    fn run<T: Element>(&self, xs: &[T], finish: Finish<'_, T>) -> Vec<T> {
+    fn run<T: Element>(&self, xs: &[T], finish: &Finish<'_, T>) -> Buffer<T> {
         let mut ys = take::<T>(self.g.pixels() * self.g.c_out);
         let source =
             Source { maps: xs, size: self.g.size, channels: self.g.c_in, offset: self.g.window.padding };
@@ -258,7 +260,7 @@ impl Convolution<'_> {
             let filters = self.all_filters::<T>();
             self.split(&mut ys, &tasks).into_par_iter().for_each(|(strips, at, out)| {
                 self.together(source, &filters, strips, out);
-                finish(at, out);
+                finish.apply(at, out);
             });
             return ys;
         }
@@ -274,13 +276,13 @@ impl Convolution<'_> {
             }
             self.split(&mut ys, &tasks).into_par_iter().for_each(|(strips, at, out)| {
                 self.outputs(strips.clone(), result, products, strips.start * self.tiles.columns, out);
-                finish(at, out);
+                finish.apply(at, out);
             });
         });
         ys
     }
 
-    fn all_filters<T: Element>(&self) -> Arc<Lent<f32>> {
+    fn all_filters<T: Element>(&self) -> Arc<Buffer<f32>> {
         let form = Form::Winograd { bf16: T::DTYPE == DType::BF16 };
         prepared(self.id, form, || self.filters.transform_all::<T>())
     }
@@ -375,7 +377,7 @@ impl Convolution<'_> {
     fn product(&self, seen: &[f32], starts: &[usize], filters: &[f32], result: &mut [f32]) {
         let width = panel_width();
         let left = Left { data: seen, starts, runs: &[0], run: self.g.c_in, step: 1 };
-        let out = Out { data: result, stride: width, columns: width, accumulate: false };
+        let out = Out { data: result, stride: width, columns: width, end: End::Set };
         multiply(left, Right { data: filters, step: width, next: &[] }, out);
     }
 
@@ -489,7 +491,7 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
         }
         // [position][panel][c_in][panel width], positions a gap apart.
         let position_len = panels * panel_len + GAP;
-        let mut total = lend::<f32>(POSITIONS * position_len);
+        let mut total = take::<f32>(POSITIONS * position_len);
         for (i, strips) in tasks.iter().enumerate() {
             let count = transformed(strips, input, gradient);
             let sums = Sums::new((input, inputs.of(count)), (gradient, gradients.of(count)));
@@ -531,7 +533,7 @@ impl<'a> Sums<'a> {
         let right = position * gradients.position_len() + panel * gradients.block_len();
         let right = &self.gradient[right..][..gradients.block_len()];
         let right = Right { data: right, step: width, next: &[] };
-        multiply(left, right, Out { data: out, stride: width, columns: width, accumulate });
+        multiply(left, right, Out { data: out, stride: width, columns: width, end: End::add_if(accumulate) });
     }
 }
 
