@@ -35,6 +35,13 @@ ROWS = [
     ("cifar_resnet20", 32, (128,), (128, 1)),
     ("lenet5", 28, (128,), (128, 1)),
     ("resnet50", 224, (8,), (8, 1)),
+    ("vgg16", 224, (8,), (8, 1)),
+    ("alexnet", 224, (8,), (8, 1)),
+    ("googlenet", 224, (8,), (8, 1)),
+    ("resnext50_32x4d", 224, (8,), (8, 1)),
+    ("densenet121", 224, (8,), (8, 1)),
+    ("mobilenet_v2", 224, (8,), (8, 1)),
+    ("shufflenet_v2_x1_0", 224, (8,), (8, 1)),
 ]
 # (mode, dtype) and the peers that have it.
 TORCH = ("torch contiguous", "torch channels_last")
@@ -110,7 +117,10 @@ def torch_step(case, layout):
                 forward()
         else:
             optimizer.zero_grad()
-            F.cross_entropy(forward().float(), targets).backward()
+            outputs = forward()
+            # GoogLeNet gives the logits of its auxiliary heads too.
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            sum(F.cross_entropy(logits.float(), targets) for logits in outputs).backward()
             optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()

@@ -215,9 +215,7 @@ impl Trainer {
             elapsed_s: progress.elapsed_s,
         };
         progress.last = Some(record);
-        let best = progress
-            .best
-            .is_none_or(|best| (report.top1, best.loss) > (best.top1, report.loss));
+        let best = progress.best.is_none_or(|best| (report.top1, best.loss) > (best.top1, report.loss));
         if best {
             progress.best = Some(Best { epoch: progress.epoch, top1: report.top1, loss: report.loss });
         }
