@@ -3,6 +3,7 @@
 use crate::activation::{Activation, Function, by_activation};
 use crate::element::Element;
 use crate::simd::{Vector, multiversion};
+use candle_core::DType;
 
 pub(super) struct Finish<'a, T> {
     /// For each channel, repeated until it fills some registers. Empty where nothing is done.
@@ -42,53 +43,44 @@ impl<'a, T: Element> Finish<'a, T> {
     }
 
     /// The same for products in f32 with rows of `channels`, before they are written; if the activation can be
-    /// computed there.
-    pub(super) fn of_rows(&self, channels: usize, width: usize) -> Option<Rows<'a>> {
+    /// computed there. A residual is better read from end to end, after them.
+    pub(super) fn of_rows(&self, channels: usize, width: usize) -> Option<Rows> {
         let range = match self.activation {
             Activation::Identity => (f32::NEG_INFINITY, f32::INFINITY),
             Activation::Relu => (0.0, f32::INFINITY),
             Activation::Relu6 => (0.0, 6.0),
             _ => return None,
         };
-        if self.scale.is_empty() {
+        if T::DTYPE != DType::F32 || self.scale.is_empty() || !self.residual.is_empty() {
             return None;
         }
         // A panel may end beyond the last channel.
         let all = |row: &[f32]| row.iter().copied().cycle().take(channels + width).collect();
-        let (scale, shift) = (all(&self.scale), all(&self.shift));
-        Some(Rows { scale, shift, residual: T::as_f32(self.residual)?, range })
+        Some(Rows { scale: all(&self.scale), shift: all(&self.shift), range })
     }
 }
 
 /// A [`Finish`] of products in f32.
-pub(super) struct Rows<'a> {
+pub(super) struct Rows {
     /// For each channel, and a panel's width more.
     scale: Vec<f32>,
     shift: Vec<f32>,
-    residual: &'a [f32],
     range: (f32, f32),
 }
 
-impl Rows<'_> {
-    /// That of columns from `channel` on, in rows of which the first is at `at` of the result.
-    pub(super) fn columns(&self, at: usize, channel: usize) -> Affine<'_> {
-        Affine {
-            scale: &self.scale[channel..],
-            shift: &self.shift[channel..],
-            residual: self.residual.get(at + channel..).unwrap_or(&[]),
-            range: self.range,
-        }
+impl Rows {
+    /// That of columns from `channel` on.
+    pub(super) fn columns(&self, channel: usize) -> Affine<'_> {
+        Affine { scale: &self.scale[channel..], shift: &self.shift[channel..], range: self.range }
     }
 }
 
-/// `clamp(y · scale + shift + residual)` of the rows of a product. NaN stays NaN.
+/// `clamp(y · scale + shift)` of the rows of a product. NaN stays NaN.
 #[derive(Clone, Copy)]
 pub(super) struct Affine<'a> {
     /// For each column, and up to a panel's width.
     pub(super) scale: &'a [f32],
     pub(super) shift: &'a [f32],
-    /// Rows as far from each other as those of the result, or empty.
-    pub(super) residual: &'a [f32],
     pub(super) range: (f32, f32),
 }
 
@@ -108,30 +100,18 @@ impl End<'_> {
         if add { Self::Add } else { Self::Set }
     }
 
-    /// Panics unless it serves `rows` rows, `stride` apart, of `columns` columns in a panel of `width`.
-    pub(super) fn check(&self, rows: usize, stride: usize, columns: usize, width: usize) {
-        if let Self::Finish(Affine { scale, shift, residual, .. }) = self {
+    /// Panics unless it serves columns up to `width`.
+    pub(super) fn check(&self, width: usize) {
+        if let Self::Finish(Affine { scale, shift, .. }) = self {
             assert!(scale.len() >= width && shift.len() >= width);
-            assert!(residual.is_empty() || (rows - 1) * stride + columns <= residual.len());
-        }
-    }
-
-    /// That of rows from the one on which starts at `at`.
-    pub(super) fn from(&self, at: usize) -> Self {
-        match self {
-            Self::Finish(affine) => {
-                Self::Finish(Affine { residual: affine.residual.get(at..).unwrap_or(&[]), ..*affine })
-            }
-            other => *other,
         }
     }
 }
 
-/// Writes the first columns of a row of a product, two registers wide; `at` is its place in the residual, and
-/// that of its first column among those of the factors.
+/// Writes the first columns of a row of a product, two registers wide, whose first column is the `first` of `end`.
 ///
 /// # Safety
-/// As many floats as `columns` can be read and written at `out`; `end` serves the row.
+/// As many floats as `columns` can be read and written at `out`; `end` serves the columns.
 #[inline(always)]
 #[expect(unsafe_code, reason = "pointers")]
 pub(super) unsafe fn write<V: Vector>(
@@ -139,16 +119,22 @@ pub(super) unsafe fn write<V: Vector>(
     out: *mut f32,
     columns: usize,
     end: &End<'_>,
-    at: (usize, usize),
+    first: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
+        // Neither loops nor closures, for the compiler to keep the registers.
         if let End::Finish(affine) = end {
-            sums = finished(sums, affine, at, columns);
+            let (scale, shift) = (affine.scale.as_ptr().add(first), affine.shift.as_ptr().add(first));
+            let range = (V::splat(affine.range.0), V::splat(affine.range.1));
+            sums = [
+                V::load(shift).mul_add(sums[0], V::load(scale)),
+                V::load(shift.add(V::LANES)).mul_add(sums[1], V::load(scale.add(V::LANES))),
+            ];
+            sums = [sums[0].clamp(range.0, range.1), sums[1].clamp(range.0, range.1)];
         }
         let add = matches!(end, End::Add);
         if columns == 2 * V::LANES {
-            // Without a loop, for the compiler to keep the registers.
             let next = out.add(V::LANES);
             if add {
                 sums = [V::load(out).add(sums[0]), V::load(next).add(sums[1])];
@@ -157,50 +143,14 @@ pub(super) unsafe fn write<V: Vector>(
             sums[1].store(next);
             return;
         }
-        let mut row = [0f32; WIDEST];
+        // Two registers of the widest kind.
+        let mut row = [0f32; 32];
         sums[0].store(row.as_mut_ptr());
         sums[1].store(row.as_mut_ptr().add(V::LANES));
         for (j, &sum) in row[..columns].iter().enumerate() {
             let out = &mut *out.add(j);
             *out = if add { *out + sum } else { sum };
         }
-    }
-}
-
-/// Floats in two registers of the widest kind.
-const WIDEST: usize = 32;
-
-/// # Safety
-/// That of [`write`].
-#[inline(always)]
-#[expect(unsafe_code, reason = "pointers")]
-unsafe fn finished<V: Vector>(
-    sums: [V; 2],
-    affine: &Affine<'_>,
-    (at, first): (usize, usize),
-    columns: usize,
-) -> [V; 2] {
-    let (mut row, mut residual) = ([0f32; WIDEST], std::ptr::null());
-    if !affine.residual.is_empty() {
-        residual = affine.residual.as_ptr().wrapping_add(at);
-        if columns < 2 * V::LANES {
-            row[..columns].copy_from_slice(&affine.residual[at..at + columns]);
-            residual = row.as_ptr();
-        }
-    }
-    let (scale, shift) =
-        (affine.scale.as_ptr().wrapping_add(first), affine.shift.as_ptr().wrapping_add(first));
-    let range = (V::splat(affine.range.0), V::splat(affine.range.1));
-    // SAFETY: the caller's promise.
-    unsafe {
-        // Neither loop nor closure, for the same reason.
-        let mut a = V::load(shift).mul_add(sums[0], V::load(scale));
-        let mut b = V::load(shift.add(V::LANES)).mul_add(sums[1], V::load(scale.add(V::LANES)));
-        if !residual.is_null() {
-            a = a.add(V::load(residual));
-            b = b.add(V::load(residual.add(V::LANES)));
-        }
-        [a.clamp(range.0, range.1), b.clamp(range.0, range.1)]
     }
 }
 

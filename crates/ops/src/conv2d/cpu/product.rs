@@ -127,7 +127,7 @@ pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
         return;
     }
     assert!((rows - 1) * out.stride + out.columns <= out.data.len());
-    out.end.check(rows, out.stride, out.columns, kernels.width);
+    out.end.check(kernels.width);
     if depth > 0 {
         let (start, run) = (left.starts.iter().max(), left.runs.iter().max());
         let (start, run) = (start.copied().unwrap_or(0), run.copied().unwrap_or(0));
@@ -154,7 +154,7 @@ pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
             out: out.data[out_at..].as_mut_ptr(),
             stride: out.stride,
             columns: out.columns,
-            end: out.end.from(out_at),
+            end: out.end,
         };
         #[expect(unsafe_code, reason = "a kernel for a detected instruction set, on pointers")]
         // SAFETY: the assertions above bound what the tiles read and write, and `kernels` gives those of a
@@ -220,8 +220,7 @@ unsafe fn compute<V: Vector, const M: usize>(tile: &Tile<'_>) {
             }
         }
         for (i, sums) in sums.iter().enumerate() {
-            let at = i * tile.stride;
-            write(*sums, tile.out.add(at), tile.columns, &tile.end, (at, 0));
+            write(*sums, tile.out.add(i * tile.stride), tile.columns, &tile.end, 0);
         }
     }
 }

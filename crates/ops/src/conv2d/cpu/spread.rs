@@ -187,7 +187,7 @@ pub(super) fn multiply(pixels: Pixels<'_>, weights: Weights<'_>, out: Out<'_>) {
         return;
     }
     assert!((count - 1) * out.stride + out.columns <= out.data.len());
-    out.end.check(count, out.stride, out.columns, out.columns.max(width));
+    out.end.check(out.columns.max(width));
     let panel_len = weights.rows * width;
     assert!(panels.end <= out.columns.div_ceil(width) && panels.end * panel_len <= weights.data.len());
     if !pixels.taps.is_empty() {
@@ -213,7 +213,7 @@ pub(super) fn multiply(pixels: Pixels<'_>, weights: Weights<'_>, out: Out<'_>) {
             out: out.data[first * out.stride..].as_mut_ptr(),
             stride: out.stride,
             channels: out.columns,
-            end: out.end.from(first * out.stride),
+            end: out.end,
         };
         #[expect(unsafe_code, reason = "a kernel for a detected instruction set, on pointers")]
         // SAFETY: the assertions above bound what is read and written, and `kernels` gives those of a detected
@@ -246,7 +246,7 @@ pub(super) fn sum(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
             out: out.data[i * ROWS * out.stride..].as_mut_ptr(),
             stride: out.stride,
             columns: out.columns,
-            end: out.end.from(0),
+            end: out.end,
         };
         #[expect(unsafe_code, reason = "a kernel for a detected instruction set, on pointers")]
         // SAFETY: as above.
@@ -298,8 +298,7 @@ unsafe fn compute_tile<V: Vector, const G: usize, const M: usize>(tile: &Tile<'_
                 }
             }
             for (i, sums) in sums.iter().enumerate() {
-                let at = i * tile.stride + first;
-                write(*sums, tile.out.add(at), columns, &tile.end, (at, first));
+                write(*sums, tile.out.add(i * tile.stride + first), columns, &tile.end, first);
             }
             weights = weights.wrapping_add(tile.panel_len);
         }
@@ -331,7 +330,7 @@ unsafe fn compute_sums<V: Vector, const G: usize, const M: usize>(of: &Sums<'_>)
             right = right.wrapping_add(of.right_step);
         }
         for (i, sums) in sums.iter().enumerate() {
-            write(*sums, of.out.add(i * of.stride), of.columns, &of.end, (0, 0));
+            write(*sums, of.out.add(i * of.stride), of.columns, &of.end, 0);
         }
     }
 }
@@ -374,8 +373,7 @@ mod tests {
                 let stride = channels + 2;
                 let (scale, shift): (Vec<f32>, Vec<f32>) =
                     (0..channels + width).map(|i| (value(i) + 2.0, value(i + 3))).unzip();
-                let residual: Vec<f32> = (0..count * stride).map(|i| value(i + 5)).collect();
-                let affine = Affine { scale: &scale, shift: &shift, residual: &residual, range: (-0.5, 1.5) };
+                let affine = Affine { scale: &scale, shift: &shift, range: (-0.5, 1.5) };
                 for end in [End::Set, End::Add, End::Finish(affine)] {
                     let mut out = vec![0.5; count * stride];
                     let pixels = Pixels { data: &data, starts: &starts, taps: &taps, next: &data };
@@ -398,7 +396,7 @@ mod tests {
                             End::Add => sum + 0.5,
                             End::Finish(_) => {
                                 let y = sum * f64::from(scale[j]) + f64::from(shift[j]);
-                                (y + f64::from(residual[i * stride + j])).clamp(-0.5, 1.5)
+                                y.clamp(-0.5, 1.5)
                             }
                         };
                         let found = f64::from(out[i * stride + j]);

@@ -126,7 +126,7 @@ impl Correlation {
             let in_place = self.passes.len() == 1 && self.products != Products::Tiles;
             let of_rows = finish.of_rows(c, panel_width()).filter(|_| in_place);
             parts.into_par_iter().for_each(|(block, at, out)| {
-                self.block(xs, block, 0..panels, out, c, of_rows.as_ref().map(|rows| (rows, at)));
+                self.block(xs, block, 0..panels, out, c, of_rows.as_ref());
                 if of_rows.is_none() {
                     finish.apply(at, out);
                 }
@@ -157,8 +157,7 @@ impl Correlation {
         block.rows.clone().filter(in_phase).count()
     }
 
-    /// The target pixels of a block, in the channels of the given panels; `out` has rows of `channels`, and starts
-    /// at the place beside `finish`.
+    /// The target pixels of a block, in the channels of the given panels; `out` has rows of `channels`.
     fn block<T: Element>(
         &self,
         xs: &[T],
@@ -166,7 +165,7 @@ impl Correlation {
         panels: Range<usize>,
         out: &mut [T],
         channels: usize,
-        finish: Option<(&Rows<'_>, usize)>,
+        finish: Option<&Rows>,
     ) {
         #[cfg(target_arch = "x86_64")]
         if let Some(xs) = T::as_bf16(xs).filter(|_| self.products == Products::Tiles) {
@@ -289,14 +288,14 @@ struct Place<'a> {
     rows: usize,
     /// Channels of a pixel in the block's output.
     channels: usize,
-    /// What is done to products, and where the output starts.
-    finish: Option<(&'a Rows<'a>, usize)>,
+    /// What is done to products.
+    finish: Option<&'a Rows>,
 }
 
 impl Place<'_> {
     /// What becomes of the products of the channels from one on.
     fn end(&self, channel: usize) -> End<'_> {
-        self.finish.map_or(End::Set, |(rows, at)| End::Finish(rows.columns(at, channel)))
+        self.finish.map_or(End::Set, |rows| End::Finish(rows.columns(channel)))
     }
 
     /// Copies rows of `columns` elements to their pixels, from `channel` on.

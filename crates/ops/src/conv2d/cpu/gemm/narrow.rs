@@ -74,14 +74,13 @@ fn inside(axis: &Axis, position: usize, size: usize) -> Range<usize> {
 }
 
 impl Correlation {
-    /// The target pixels of a block; `out` starts at the place beside `finish`. Pixels at the border leave out the
-    /// taps that lie outside, so that the source is read where it is; in bf16 its rows are widened first.
+    /// The target pixels of a block. Pixels at the border leave out the taps that lie outside, so that the source is read where it is; in bf16 its rows are widened first.
     pub(super) fn block_narrow<T: Element>(
         &self,
         xs: &[T],
         block: &Block,
         out: &mut [T],
-        finish: Option<(&Rows<'_>, usize)>,
+        finish: Option<&Rows>,
     ) {
         let (c, (h, w), width) = (self.source_channels, self.source, panel_width());
         let (reach, group) = (self.reach.0, c / self.groups);
@@ -106,7 +105,6 @@ impl Correlation {
                     }
                 };
                 let at = i * image_len;
-                let finish = finish.map(|(rows, place)| (rows, place + at));
                 for pass in &self.passes {
                     let (rows_of, panels) = (pass.taps() * group, c.div_ceil(width));
                     // As many panels as stay in the first cache go over the pixels together.
@@ -134,7 +132,7 @@ impl Correlation {
         (pass, weights): (&Pass, Weights<'_>),
         block: &Block,
         (out, result): (&mut [T], &mut [f32]),
-        finish: Option<(&Rows<'_>, usize)>,
+        finish: Option<&Rows>,
     ) {
         let (channels, width, (y, x)) = (self.target_channels, panel_width(), (&pass.y, &pass.x));
         let runs = runs(x, self.source.1);
@@ -181,8 +179,7 @@ impl Correlation {
                     |column: usize| (row * y.step + y.origin) * self.target.1 + column * x.step + x.origin;
                 let at = pixel(run.columns.start) * channels;
                 if let Some(out) = T::as_f32_mut(out) {
-                    let end =
-                        finish.map_or(End::Set, |(rows, place)| End::Finish(rows.columns(place + at, 0)));
+                    let end = finish.map_or(End::Set, |rows| End::Finish(rows.columns(0)));
                     let stride = channels * x.step;
                     let data = &mut out[at..];
                     spread::multiply(pixels, weights.clone(), Out { data, stride, columns: channels, end });
