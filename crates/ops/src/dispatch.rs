@@ -1,7 +1,8 @@
 //! The one place where a path or an instruction set is chosen.
 
+use crate::scoped::scoped;
 use candle_core::{DType, Device};
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,25 +16,18 @@ pub enum Path {
 }
 
 thread_local! {
-    static REFERENCE_ONLY: Cell<bool> = const { Cell::new(false) };
+    static REFERENCE_ONLY: RefCell<bool> = const { RefCell::new(false) };
 }
 
 /// Runs `f` with every operator called from this thread on its reference path.
 pub fn with_reference<R>(f: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            REFERENCE_ONLY.set(self.0);
-        }
-    }
-    let _restore = Restore(REFERENCE_ONLY.replace(true));
-    f()
+    scoped(&REFERENCE_ONLY, true, f).0
 }
 
 /// The path for an operator on maps of an element type on a device.
 pub fn path(device: &Device, dtype: DType) -> Path {
     let kernels = matches!(device, Device::Cpu) && matches!(dtype, DType::F32 | DType::BF16);
-    if kernels && !REFERENCE_ONLY.get() { Path::Cpu } else { Path::Reference }
+    if kernels && !REFERENCE_ONLY.with_borrow(|&only| only) { Path::Cpu } else { Path::Reference }
 }
 
 static STRICT_F32: AtomicBool = AtomicBool::new(false);

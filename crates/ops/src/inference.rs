@@ -1,6 +1,7 @@
 //! Inference: no gradients, and weights that are prepared once.
 
 use crate::pool::Buffer;
+use crate::scoped::scoped;
 use crate::slot::no_grad;
 use candle_core::TensorId;
 use std::cell::RefCell;
@@ -47,14 +48,7 @@ thread_local! {
 impl Inference {
     /// Runs forward passes. Between the first and the last of them no parameter may change.
     pub fn run<R>(&self, f: impl FnOnce() -> R) -> R {
-        struct Restore(Option<Arc<Mutex<Prepared>>>);
-        impl Drop for Restore {
-            fn drop(&mut self) {
-                CURRENT.set(self.0.take());
-            }
-        }
-        let _restore = Restore(CURRENT.replace(Some(self.prepared.clone())));
-        no_grad(f)
+        scoped(&CURRENT, Some(self.prepared.clone()), || no_grad(f)).0
     }
 }
 

@@ -36,6 +36,7 @@ mod parallel;
 mod pool;
 pub mod radix_softmax;
 pub mod rng;
+mod scoped;
 pub mod sgd;
 mod simd;
 mod slot;

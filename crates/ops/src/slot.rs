@@ -10,13 +10,14 @@ use crate::activation::Activation;
 use crate::element::{Element, Elements, by_element};
 use crate::parallel::chunks;
 use crate::pool::Buffer;
+use crate::scoped::scoped;
 use crate::simd::multiversion;
 use candle_core::backprop::GradStore;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, TensorId, bail,
 };
 use half::bf16;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -172,24 +173,17 @@ impl Slot {
 }
 
 thread_local! {
-    static WITHOUT_GRADIENTS: Cell<bool> = const { Cell::new(false) };
+    static WITHOUT_GRADIENTS: RefCell<bool> = const { RefCell::new(false) };
 }
 
 fn without_gradients() -> bool {
-    WITHOUT_GRADIENTS.get()
+    WITHOUT_GRADIENTS.with_borrow(|&without| without)
 }
 
 /// Runs `f` with operators that prepare no backward, whatever their parameters are: quicker, and activations
 /// are freed as soon as they have been used. PyTorch's `no_grad`. Only the CPU kernels heed it.
 pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            WITHOUT_GRADIENTS.set(self.0);
-        }
-    }
-    let _restore = Restore(WITHOUT_GRADIENTS.replace(true));
-    f()
+    scoped(&WITHOUT_GRADIENTS, true, f).0
 }
 
 /// Whether nothing is differentiated through an operator on these.
@@ -385,18 +379,9 @@ thread_local! {
 /// # Errors
 /// As `loss.backward()`.
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
-    struct Stop;
-    impl Drop for Stop {
-        fn drop(&mut self) {
-            COLLECTED.set(None);
-        }
-    }
-    COLLECTED.set(Some(HashMap::new()));
-    let stop = Stop;
-    let mut gradients = loss.backward()?;
-    let collected = COLLECTED.take().unwrap_or_default();
-    drop(stop);
-    for (id, gradient) in collected {
+    let (gradients, collected) = scoped(&COLLECTED, Some(HashMap::new()), || loss.backward());
+    let mut gradients = gradients?;
+    for (id, gradient) in collected.unwrap_or_default() {
         let sum = plus(gradients.get_id(id), gradient)?;
         gradients.insert_id(id, sum);
     }

@@ -1,5 +1,6 @@
 //! How long layers take.
 
+use crate::scoped::scoped;
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
@@ -11,15 +12,8 @@ thread_local! {
 /// those of the CPU kernels that nothing is differentiated through, with the batch-norm and activation that
 /// are fused with them.
 pub fn timed<R>(f: impl FnOnce() -> R) -> (R, Vec<Duration>) {
-    struct Restore(Option<Vec<Duration>>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            SPANS.set(self.0.take());
-        }
-    }
-    let _restore = Restore(SPANS.replace(Some(Vec::new())));
-    let result = f();
-    (result, SPANS.take().unwrap_or_default())
+    let (result, spans) = scoped(&SPANS, Some(Vec::new()), f);
+    (result, spans.unwrap_or_default())
 }
 
 /// A layer's place among those that are timed, if any are.
