@@ -5,7 +5,7 @@
 //!
 //! * a **reference** (`<op>/reference.rs`), composed of candle's own sound differentiable operations. It runs
 //!   on every device and in f64, and is what the tests trust;
-//! * a **CPU path** (`<op>/cpu.rs`) for f32 and bf16, on kernels of its own and rayon.
+//! * a **CPU path** (`<op>/cpu.rs`) for f32 and bf16, on kernels and threads of its own.
 //!
 //! [`dispatch::path`] chooses between them. All operators take and give a [`FeatureMap`]; parameters are
 //! ordinary candle tensors in PyTorch's shapes.
@@ -41,6 +41,7 @@ pub mod sgd;
 mod simd;
 mod slot;
 mod taps;
+mod team;
 mod timing;
 pub mod trace;
 mod window;
@@ -59,7 +60,7 @@ pub use inference::Inference;
 pub use loss::{Targets, cross_entropy, mse};
 pub use lrn::{LocalResponseNorm, local_response_norm};
 pub use max_pool::max_pool2d;
-pub use parallel::set_threads;
+pub use parallel::{map as parallel_map, set_threads};
 pub use radix_softmax::radix_softmax;
 pub use slot::{backward, no_grad};
 pub use timing::timed;

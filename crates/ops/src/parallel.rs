@@ -1,16 +1,20 @@
 //! How CPU kernels share work: always in pieces whose size does not depend on the number of threads, so that
 //! sums are formed in the same order whatever that number is.
 
-use rayon::prelude::*;
+use crate::team;
 use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
 /// Uses `threads` threads for all CPU computation of this process, candle's own included. Must be called
 /// before the first tensor operation, on the thread that will compute: it becomes one of them, so that small
 /// operators need not wait for another thread to wake up.
 ///
 /// # Errors
-/// If the thread pool exists already.
+/// If threads compute already.
 pub fn set_threads(threads: usize) -> candle_core::Result<()> {
+    if !team::set_threads(threads) {
+        candle_core::bail!("the number of threads cannot be changed any more: tensors have been computed")
+    }
     let threads = threads.max(1).to_string();
     #[expect(unsafe_code, reason = "candle reads its thread count from the environment only")]
     // SAFETY: the contract above: called at the start of the program, before other threads exist.
@@ -25,17 +29,29 @@ pub fn set_threads(threads: usize) -> candle_core::Result<()> {
         .map_err(candle_core::Error::wrap)
 }
 
-/// Writes `out` in pieces of `chunk` elements in parallel: `f(index, piece)`.
-pub(crate) fn chunks<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
-    if chunk == 0 || out.is_empty() {
-        return;
-    }
-    out.par_chunks_mut(chunk).enumerate().for_each(|(i, piece)| f(i, piece));
+/// Runs `f(index, item)` for each item in parallel.
+pub(crate) fn each<T: Send>(items: impl IntoIterator<Item = T>, f: impl Fn(usize, T) + Sync) {
+    let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+    team::run(items.len(), &|i| {
+        if let Some(item) = items[i].lock().unwrap_or_else(PoisonError::into_inner).take() {
+            f(i, item);
+        }
+    });
 }
 
-/// Runs `f` for each index below `n` in parallel and collects the results in the order of the indices.
-pub(crate) fn map<R: Send>(n: usize, f: impl Fn(usize) -> R + Sync + Send) -> Vec<R> {
-    (0..n).into_par_iter().map(f).collect()
+/// Writes `out` in pieces of `chunk` elements in parallel: `f(index, piece)`.
+pub(crate) fn chunks<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    if chunk > 0 {
+        each(out.chunks_mut(chunk), f);
+    }
+}
+
+/// Runs `f` for each index below `n` on the threads that compute, and collects the results in the order of the
+/// indices.
+pub fn map<R: Send>(n: usize, f: impl Fn(usize) -> R + Sync) -> Vec<R> {
+    let mut results: Vec<Option<R>> = (0..n).map(|_| None).collect();
+    each(&mut results, |i, result| *result = Some(f(i)));
+    results.into_iter().flatten().collect()
 }
 
 /// An output buffer whose every element the caller writes.

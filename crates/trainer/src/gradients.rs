@@ -2,7 +2,7 @@
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor, Var};
-use rayon::prelude::*;
+use zoo_ops::parallel_map;
 
 /// A gradient for each of a list of parameters, in the list's order; `None` where the loss does not depend on
 /// the parameter.
@@ -89,8 +89,8 @@ fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
         && let Some((start, end)) = layout.contiguous_offsets()
     {
         let square = |piece: &[f32]| piece.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
-        let sums: Vec<f64> = all[start..end].par_chunks(CHUNK).map(square).collect();
-        return Ok(sums.iter().sum());
+        let pieces: Vec<&[f32]> = all[start..end].chunks(CHUNK).collect();
+        return Ok(parallel_map(pieces.len(), |i| square(pieces[i])).iter().sum());
     }
     tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar()
 }

@@ -5,12 +5,11 @@
 
 use crate::Window2d;
 use crate::element::{Element, by_element, store};
-use crate::parallel::{buffer, chunks, with_scratch};
+use crate::parallel::{buffer, chunks, each, with_scratch};
 use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
 use crate::slot::{Backward, Dims, Gradients, Kernel, Slot, is_constant};
 use candle_core::{Result, bail};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Channels from which on a pixel is worth a loop of its own.
@@ -86,8 +85,8 @@ impl MaxPool {
         if row > 0 {
             // Some rows of an image are a task.
             let rows = (8 * 1024 / (w * c)).clamp(1, ho);
-            let tasks = ys.par_chunks_mut(rows * row).zip(winners.par_chunks_mut(rows * row));
-            tasks.enumerate().for_each(|(i, (ys, winners))| {
+            let tasks = ys.chunks_mut(rows * row).zip(winners.chunks_mut(rows * row));
+            each(tasks, |i, (ys, winners)| {
                 let mut merged = Row::new(self.seen() * c);
                 for (j, (ys, winners)) in
                     ys.chunks_exact_mut(row).zip(winners.chunks_exact_mut(row)).enumerate()

@@ -69,19 +69,10 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// That of columns from `channel` on.
-    pub(super) fn columns(&self, channel: usize) -> Affine<'_> {
-        Affine { scale: &self.scale[channel..], shift: &self.shift[channel..], range: self.range }
+    /// What becomes of columns from `channel` on.
+    pub(super) fn end(&self, channel: usize) -> End<'_> {
+        End::Finish { scale: &self.scale[channel..], shift: &self.shift[channel..], range: self.range }
     }
-}
-
-/// `clamp(y · scale + shift)` of the rows of a product. NaN stays NaN.
-#[derive(Clone, Copy)]
-pub(super) struct Affine<'a> {
-    /// For each column, and up to a panel's width.
-    pub(super) scale: &'a [f32],
-    pub(super) shift: &'a [f32],
-    pub(super) range: (f32, f32),
 }
 
 /// What becomes of a product.
@@ -91,8 +82,13 @@ pub(super) enum End<'a> {
     Set,
     /// It is added to what is there.
     Add,
-    /// It is finished, and written.
-    Finish(Affine<'a>),
+    /// `y · scale + shift` is written, clamped to the range; NaN stays NaN.
+    Finish {
+        /// For each column, and up to a panel's width.
+        scale: &'a [f32],
+        shift: &'a [f32],
+        range: (f32, f32),
+    },
 }
 
 impl End<'_> {
@@ -102,7 +98,7 @@ impl End<'_> {
 
     /// Panics unless it serves columns up to `width`.
     pub(super) fn check(&self, width: usize) {
-        if let Self::Finish(Affine { scale, shift, .. }) = self {
+        if let Self::Finish { scale, shift, .. } = self {
             assert!(scale.len() >= width && shift.len() >= width);
         }
     }
@@ -124,9 +120,9 @@ pub(super) unsafe fn write<V: Vector>(
     // SAFETY: the caller's promise.
     unsafe {
         // Neither loops nor closures, for the compiler to keep the registers.
-        if let End::Finish(affine) = end {
-            let (scale, shift) = (affine.scale.as_ptr().add(first), affine.shift.as_ptr().add(first));
-            let range = (V::splat(affine.range.0), V::splat(affine.range.1));
+        if let End::Finish { scale, shift, range } = end {
+            let (scale, shift) = (scale.as_ptr().add(first), shift.as_ptr().add(first));
+            let range = (V::splat(range.0), V::splat(range.1));
             sums = [
                 V::load(shift).mul_add(sums[0], V::load(scale)),
                 V::load(shift.add(V::LANES)).mul_add(sums[1], V::load(scale.add(V::LANES))),

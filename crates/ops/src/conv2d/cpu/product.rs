@@ -201,6 +201,9 @@ unsafe fn compute<V: Vector, const M: usize>(tile: &Tile<'_>) {
             *row = row.add(*tile.starts.get_unchecked(i));
         }
         let (mut right, mut next) = (tile.right, tile.next);
+        for i in 0..M {
+            V::prefetch(tile.out.wrapping_add(i * tile.stride));
+        }
         for &run in tile.runs {
             // Runs of one have a loop of their own, in which nothing but the columns' places is read.
             if tile.run == 1 {

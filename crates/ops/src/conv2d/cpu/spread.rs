@@ -179,7 +179,8 @@ pub(super) fn first_channel(panel: usize, channels: usize, width: usize) -> usiz
     (panel * width).min(channels.saturating_sub(width))
 }
 
-/// Sums over taps for some pixels, of `out.columns` channels in those of the panels; fewer than a panel's width are read over all of it.
+/// Sums over taps for some pixels, of `out.columns` channels in those of the panels; fewer than a panel's width are
+/// read over all of it.
 pub(super) fn multiply(pixels: Pixels<'_>, weights: Weights<'_>, out: Out<'_>) {
     let (width, count, group) = (panel_width(), pixels.starts.len(), index(weights.group));
     let panels = weights.panels;
@@ -233,7 +234,7 @@ pub(super) fn sum(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
         left.runs.iter().flat_map(|&tap| (0..left.run).map(move |i| (tap, i))).collect();
     assert!((1..=width).contains(&out.columns));
     assert!(rows.is_empty() || (rows.len() - 1) * out.stride + out.columns <= out.data.len());
-    assert!(!matches!(out.end, End::Finish(_)));
+    assert!(!matches!(out.end, End::Finish { .. }));
     assert!(pixels == 0 || (pixels - 1) * right.step + width <= right.data.len());
     check_reads(&left, width);
     for (i, rows) in rows.chunks(ROWS).enumerate() {
@@ -337,7 +338,6 @@ unsafe fn compute_sums<V: Vector, const G: usize, const M: usize>(of: &Sums<'_>)
 
 #[cfg(test)]
 mod tests {
-    use super::super::finish::Affine;
     use super::*;
 
     fn value(i: usize) -> f32 {
@@ -373,8 +373,8 @@ mod tests {
                 let stride = channels + 2;
                 let (scale, shift): (Vec<f32>, Vec<f32>) =
                     (0..channels + width).map(|i| (value(i) + 2.0, value(i + 3))).unzip();
-                let affine = Affine { scale: &scale, shift: &shift, range: (-0.5, 1.5) };
-                for end in [End::Set, End::Add, End::Finish(affine)] {
+                let finish = End::Finish { scale: &scale, shift: &shift, range: (-0.5, 1.5) };
+                for end in [End::Set, End::Add, finish] {
                     let mut out = vec![0.5; count * stride];
                     let pixels = Pixels { data: &data, starts: &starts, taps: &taps, next: &data };
                     let panels = 0..channels.div_ceil(width);
@@ -394,7 +394,7 @@ mod tests {
                         let expected = match end {
                             End::Set => sum,
                             End::Add => sum + 0.5,
-                            End::Finish(_) => {
+                            End::Finish { .. } => {
                                 let y = sum * f64::from(scale[j]) + f64::from(shift[j]);
                                 y.clamp(-0.5, 1.5)
                             }

@@ -8,16 +8,15 @@ use super::reach::{Axis, Block, Patch, Reach, blocks};
 use super::tiles;
 use super::{TASKS, narrow, on_tiles};
 use crate::element::{Element, store};
-use crate::parallel::{map, with_scratch};
+use crate::parallel::{each, map, with_scratch};
 use crate::pool::{Buffer, take};
-use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Output pixels of a block: at least as many as see some quarter of a megabyte, which stays in cache while one
-/// panel of weights after the other goes by, in these bounds.
-const BLOCK_PIXELS: (usize, usize) = (48, 256);
-const BLOCK_ELEMENTS: usize = 64 * 1024;
+/// Output pixels of a block: at least as many as see 64 KiB, in these bounds. What they see and what they give stay
+/// in the second cache while one panel of weights after the other goes by.
+const BLOCK_PIXELS: (usize, usize) = (24, 256);
+const BLOCK_ELEMENTS: usize = 16 * 1024;
 
 /// Output pixels of a block of maps of so many channels.
 pub(super) fn block_pixels(channels: usize) -> usize {
@@ -125,7 +124,7 @@ impl Correlation {
             // In registers, where products are written once.
             let in_place = self.passes.len() == 1 && self.products != Products::Tiles;
             let of_rows = finish.of_rows(c, panel_width()).filter(|_| in_place);
-            parts.into_par_iter().for_each(|(block, at, out)| {
+            each(parts, |_, (block, at, out)| {
                 self.block(xs, block, 0..panels, out, c, of_rows.as_ref());
                 if of_rows.is_none() {
                     finish.apply(at, out);
@@ -147,7 +146,7 @@ impl Correlation {
                 out[split(i).start * panel_width()..][..piece.len()].copy_from_slice(piece);
             }
         }
-        parts.into_par_iter().for_each(|(_, at, out)| finish.apply(at, out));
+        each(parts, |_, (_, at, out)| finish.apply(at, out));
         ys
     }
 
@@ -295,7 +294,7 @@ struct Place<'a> {
 impl Place<'_> {
     /// What becomes of the products of the channels from one on.
     fn end(&self, channel: usize) -> End<'_> {
-        self.finish.map_or(End::Set, |rows| End::Finish(rows.columns(channel)))
+        self.finish.map_or(End::Set, |rows| rows.end(channel))
     }
 
     /// Copies rows of `columns` elements to their pixels, from `channel` on.

@@ -5,7 +5,7 @@ use super::super::finish::{End, Rows};
 use super::super::product::{Left, Out, Right, panel_width};
 use super::super::spread::{self, Weights};
 use super::TASKS;
-use super::correlation::{Correlation, Pass, block_pixels};
+use super::correlation::{Correlation, Pass};
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 use crate::element::{Element, load, store};
 use crate::parallel::{buffer, map, with_scratch};
@@ -74,7 +74,8 @@ fn inside(axis: &Axis, position: usize, size: usize) -> Range<usize> {
 }
 
 impl Correlation {
-    /// The target pixels of a block. Pixels at the border leave out the taps that lie outside, so that the source is read where it is; in bf16 its rows are widened first.
+    /// The target pixels of a block. Pixels at the border leave out the taps that lie outside, so that the source is
+    /// read where it is; in bf16 its rows are widened first.
     pub(super) fn block_narrow<T: Element>(
         &self,
         xs: &[T],
@@ -92,33 +93,29 @@ impl Correlation {
         let seen_len = if in_place.is_some() { 0 } else { seen.len() * w * c + width };
         let result_len = if T::as_f32(out).is_some() { 0 } else { self.target.1 * c };
         let image_len = out.len() / block.images.len().max(1);
+        let passes: Vec<(&Pass, Vec<Run>)> =
+            self.passes.iter().map(|pass| (pass, runs(&pass.x, w))).collect();
         with_scratch(seen_len + result_len, |scratch| {
             let (widened, result) = scratch.split_at_mut(seen_len);
             for (i, image) in block.images.clone().enumerate() {
                 let image = image * h * w * c;
-                let rows = match in_place {
-                    Some(xs) => Source { data: &xs[image..][..h * w * c], first: 0, pixel: c, columns: w },
+                let source = match in_place {
+                    Some(xs) => Source { data: &xs[image..][..h * w * c], first: 0 },
                     None => {
                         let xs = &xs[image + seen.start * w * c..image + seen.end * w * c];
                         load(&mut widened[..xs.len()], xs);
-                        Source { data: widened, first: seen.start, pixel: c, columns: w }
+                        Source { data: widened, first: seen.start }
                     }
                 };
-                let at = i * image_len;
-                for pass in &self.passes {
-                    let (rows_of, panels) = (pass.taps() * group, c.div_ceil(width));
+                let out = &mut out[i * image_len..][..image_len];
+                for (pass, runs) in &passes {
+                    let (rows, panels) = (pass.taps() * group, c.div_ceil(width));
                     // As many panels as stay in the first cache go over the pixels together.
-                    let together = (WEIGHTS / (rows_of * width).max(1)).clamp(1, panels);
+                    let together = (WEIGHTS / (rows * width).max(1)).clamp(1, panels);
                     for first in (0..panels).step_by(together) {
                         let panels = first..panels.min(first + together);
-                        let weights = Weights { data: &pass.weights, rows: rows_of, group, panels };
-                        self.rows_narrow(
-                            &rows,
-                            (pass, weights),
-                            block,
-                            (&mut out[at..][..image_len], result),
-                            finish,
-                        );
+                        let weights = Weights { data: &pass.weights, rows, group, panels };
+                        self.rows_narrow(&source, (pass, runs, weights), block, (out, result), finish);
                     }
                 }
             }
@@ -129,38 +126,34 @@ impl Correlation {
     fn rows_narrow<T: Element>(
         &self,
         source: &Source<'_>,
-        (pass, weights): (&Pass, Weights<'_>),
+        (pass, runs, weights): (&Pass, &[Run], Weights<'_>),
         block: &Block,
         (out, result): (&mut [T], &mut [f32]),
         finish: Option<&Rows>,
     ) {
         let (channels, width, (y, x)) = (self.target_channels, panel_width(), (&pass.y, &pass.x));
-        let runs = runs(x, self.source.1);
+        let (h, w, pixel) = (self.source.0, self.source.1, self.source_channels);
+        // The end of the source's rows that a position and those before it see.
+        let last = y.taps.last().map_or(0, |tap| tap.0) - source.first as isize;
+        let seen = |position: usize| {
+            let row = ((position * y.stride) as isize + last + 1).max(0);
+            (row as usize * w * pixel).min(source.data.len())
+        };
+        let ahead = h * w * pixel > NEAR && weights.panels.start == 0;
         let (mut starts, mut taps) = (Vec::with_capacity(x.count), Vec::with_capacity(pass.taps()));
         for row in 0..self.in_phase(pass, block) {
             let position = block.rows.start + row;
-            let of_y = inside(y, position, self.source.0);
-            // The rows that the next position sees and this one does not.
-            let far = self.source.0 * self.source.1 * source.pixel > NEAR;
-            let row_len = source.columns * source.pixel;
-            let seen = |position: usize| {
-                let last = y.taps.last().map_or(0, |tap| tap.0);
-                let row = ((position * y.stride) as isize + last + 1 - source.first as isize).max(0);
-                (row as usize * row_len).min(source.data.len())
-            };
-            let mut next = if far && weights.panels.start == 0 {
-                &source.data[seen(position)..seen(position + 1)]
-            } else {
-                &[]
-            };
-            for run in &runs {
+            let of_y = inside(y, position, h);
+            // What the next position sees and this one does not.
+            let mut next = if ahead { &source.data[seen(position)..seen(position + 1)] } else { &[] };
+            for run in runs {
                 let offset = |axis: &Axis, tap: usize| axis.taps.get(tap).map_or(0, |tap| tap.0);
                 let (corner_y, corner_x) = (offset(y, of_y.start), offset(x, run.taps.start));
                 taps.clear();
                 for tap_y in of_y.clone() {
-                    let row = (y.taps[tap_y].0 - corner_y) as usize * source.columns;
+                    let row = (y.taps[tap_y].0 - corner_y) as usize * w;
                     taps.extend(run.taps.clone().map(|tap_x| spread::Tap {
-                        offset: (row + (x.taps[tap_x].0 - corner_x) as usize) * source.pixel,
+                        offset: (row + (x.taps[tap_x].0 - corner_x) as usize) * pixel,
                         row: tap_y * x.taps.len() + tap_x,
                     }));
                 }
@@ -169,19 +162,18 @@ impl Correlation {
                 starts.extend(run.columns.clone().map(|column| {
                     let at_x = (column * x.stride) as isize + corner_x;
                     // Where no tap lies inside, nothing is read.
-                    let at = if taps.is_empty() { 0 } else { at_y * source.columns as isize + at_x };
-                    at as usize * source.pixel
+                    let at = if taps.is_empty() { 0 } else { at_y * w as isize + at_x };
+                    at as usize * pixel
                 }));
                 // Most columns are in one run.
                 let next = if starts.len() > 1 { std::mem::take(&mut next) } else { &[] };
                 let pixels = spread::Pixels { data: source.data, starts: &starts, taps: &taps, next };
-                let pixel =
-                    |column: usize| (row * y.step + y.origin) * self.target.1 + column * x.step + x.origin;
-                let at = pixel(run.columns.start) * channels;
+                let out_at = |column: usize| {
+                    ((row * y.step + y.origin) * self.target.1 + column * x.step + x.origin) * channels
+                };
                 if let Some(out) = T::as_f32_mut(out) {
-                    let end = finish.map_or(End::Set, |rows| End::Finish(rows.columns(0)));
-                    let stride = channels * x.step;
-                    let data = &mut out[at..];
+                    let (data, stride) = (&mut out[out_at(run.columns.start)..], channels * x.step);
+                    let end = finish.map_or(End::Set, |rows| rows.end(0));
                     spread::multiply(pixels, weights.clone(), Out { data, stride, columns: channels, end });
                     continue;
                 }
@@ -192,7 +184,7 @@ impl Correlation {
                 let first = spread::first_channel(weights.panels.start, channels, width);
                 let last = (weights.panels.end * width).min(channels);
                 for (values, column) in result.chunks_exact(channels).zip(run.columns.clone()) {
-                    let out = &mut out[pixel(column) * channels..][..channels];
+                    let out = &mut out[out_at(column)..][..channels];
                     store(&mut out[first..last], &values[first..last]);
                 }
             }
@@ -205,15 +197,18 @@ struct Source<'a> {
     data: &'a [f32],
     /// Which row is the first.
     first: usize,
-    /// Elements of a pixel, pixels of a row.
-    pixel: usize,
-    columns: usize,
 }
+
+/// Pixels of a block of the weight gradient, and elements that they see: more than of other blocks, since what they
+/// see is copied, with what neighbouring blocks see too.
+const GRADIENT_PIXELS: (usize, usize) = (48, 256);
+const GRADIENT_ELEMENTS: usize = 64 * 1024;
 
 pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
     let (width, group, taps) = (panel_width(), g.group_channels().0, g.taps());
     let (panels, rows) = (g.c_out.div_ceil(width), taps * group);
-    let blocks = blocks(g.n, g.out.0, g.out.1, block_pixels(g.c_in));
+    let of_block = (GRADIENT_ELEMENTS / g.c_in).clamp(GRADIENT_PIXELS.0, GRADIENT_PIXELS.1);
+    let blocks = blocks(g.n, g.out.0, g.out.1, of_block);
     let parts = TASKS.min(blocks.len());
     // partial[part] is [panel][tap × element of the group][panel width].
     let partial = map(parts, |part| {

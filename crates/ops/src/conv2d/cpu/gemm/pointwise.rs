@@ -10,7 +10,6 @@ use crate::element::{Element, load};
 use crate::parallel::{buffer, chunks, map, with_scratch};
 use crate::pool::take;
 use crate::simd::multiversion;
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Pixels of a block: a panel of the input over a block takes half of the first cache.
@@ -58,7 +57,7 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
         add_pixels(g, xs, dys, pixels(i / parts.len()), part, &mut out);
         out
     });
-    dw.par_chunks_exact_mut(c_in.max(1)).enumerate().for_each(|(row, dw)| {
+    chunks(&mut dw, c_in, |row, dw| {
         for (i, part) in parts.iter().enumerate().filter(|(_, part)| part.rows.contains(&row)) {
             let out = &mut dw[part.columns.clone()];
             for sums in partial.iter().skip(i).step_by(parts.len()) {

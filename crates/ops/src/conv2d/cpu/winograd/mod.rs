@@ -17,10 +17,9 @@ use super::product::{Left, Out, Right, multiply, panel_width};
 use super::{Weight, from_columns};
 use crate::element::Element;
 use crate::inference::{Form, prepared};
-use crate::parallel::{buffer, chunks, with_scratch};
+use crate::parallel::{buffer, chunks, each, with_scratch};
 use crate::pool::{Buffer, take};
 use candle_core::{DType, TensorId};
-use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 use transform::{
@@ -196,7 +195,7 @@ impl Filters<'_> {
         let (panels, panel_len) = (self.panels(), self.panel_len());
         let mut out = take::<f32>(POSITIONS * (panels * panel_len + GAP));
         let parts = panels_of(&mut out, panels, panel_len);
-        parts.into_par_iter().enumerate().for_each(|(panel, mut out)| self.transform::<T>(panel, &mut out));
+        each(parts, |panel, mut out| self.transform::<T>(panel, &mut out));
         out
     }
 }
@@ -258,7 +257,7 @@ impl Convolution<'_> {
         let (panels, panel_len) = (self.filters.panels(), self.filters.panel_len());
         if POSITIONS * panels * panel_len * size_of::<f32>() <= Self::FILTER_BYTES {
             let filters = self.all_filters::<T>();
-            self.split(&mut ys, &tasks).into_par_iter().for_each(|(strips, at, out)| {
+            each(self.split(&mut ys, &tasks), |_, (strips, at, out)| {
                 self.together(source, &filters, strips, out);
                 finish.apply(at, out);
             });
@@ -274,7 +273,7 @@ impl Convolution<'_> {
             } else {
                 self.by_position::<T>(seen, inputs, result, products);
             }
-            self.split(&mut ys, &tasks).into_par_iter().for_each(|(strips, at, out)| {
+            each(self.split(&mut ys, &tasks), |_, (strips, at, out)| {
                 self.outputs(strips.clone(), result, products, strips.start * self.tiles.columns, out);
                 finish.apply(at, out);
             });
@@ -291,7 +290,7 @@ impl Convolution<'_> {
     fn by_panel<T: Element>(&self, seen: &[f32], inputs: Store, result: &mut [f32], products: Store) {
         let (starts, panel_len) = (starts(inputs), self.filters.panel_len());
         let parts = panels_of(result, products.blocks(), products.block_len());
-        parts.into_par_iter().enumerate().for_each(|(panel, results)| {
+        each(parts, |panel, results| {
             with_scratch(POSITIONS * (panel_len + GAP), |filters| {
                 let mut filters: Vec<&mut [f32]> = filters.chunks_exact_mut(panel_len + GAP).collect();
                 self.filters.transform::<T>(panel, &mut filters);
@@ -307,14 +306,15 @@ impl Convolution<'_> {
     fn by_position<T: Element>(&self, seen: &[f32], inputs: Store, result: &mut [f32], products: Store) {
         let (starts, panel_len) = (starts(inputs), self.filters.panel_len());
         let filters = self.all_filters::<T>();
-        let filters = filters.par_chunks_exact(products.blocks() * panel_len + GAP);
-        let results = result.par_chunks_exact_mut(products.position_len());
-        let seen = seen.par_chunks_exact(inputs.position_len());
-        seen.zip(filters).zip(results).for_each(|((seen, filters), result)| {
-            let results = result.par_chunks_exact_mut(products.block_len());
-            filters.par_chunks_exact(panel_len).zip(results).for_each(|(filters, result)| {
-                self.product(seen, &starts, filters, result);
-            });
+        let (panels, filters_len) = (products.blocks(), products.blocks() * panel_len + GAP);
+        let positions = result.chunks_exact_mut(products.position_len());
+        let results =
+            positions.flat_map(|position| position.chunks_exact_mut(products.block_len()).take(panels));
+        each(results, |i, result| {
+            let (position, panel) = (i / panels, i % panels);
+            let seen = &seen[position * inputs.position_len()..][..inputs.position_len()];
+            let filters = &filters[position * filters_len + panel * panel_len..][..panel_len];
+            self.product(seen, &starts, filters, result);
         });
     }
 
@@ -447,7 +447,7 @@ fn transform<T: Element>(
             }
         }
     }
-    tasks.into_par_iter().zip(parts).for_each(|(strips, mut slices)| {
+    each(tasks.into_iter().zip(parts), |_, (strips, mut slices)| {
         tiles.for_each(strips, |tile, image, corner| {
             transform(source.window(image, corner), &mut slices, store, tile);
         });
@@ -495,7 +495,7 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
         for (i, strips) in tasks.iter().enumerate() {
             let count = transformed(strips, input, gradient);
             let sums = Sums::new((input, inputs.of(count)), (gradient, gradients.of(count)));
-            total.par_chunks_exact_mut(position_len).enumerate().for_each(|(position, total)| {
+            chunks(&mut total, position_len, |position, total| {
                 for (panel, total) in total.chunks_exact_mut(panel_len).enumerate() {
                     sums.product(position, panel, total, i > 0);
                 }
