@@ -39,9 +39,12 @@ class AlexNet2012(nn.Module):
             side = (side - 3) // 2 + 1
         return side
 
+    def halved(self, xs):
+        return self.pool(self.norm(xs))
+
     def forward(self, xs):
-        xs = self.pool(self.norm(self.relu(self.conv1(xs))))
-        xs = self.pool(self.norm(self.relu(self.conv2(xs))))
+        xs = self.halved(self.relu(self.conv1(xs)))
+        xs = self.halved(self.relu(self.conv2(xs)))
         xs = self.relu(self.conv4(self.relu(self.conv3(xs))))
         xs = self.pool(self.relu(self.conv5(xs)))
         xs = self.relu(self.fc6(xs.flatten(1)))

@@ -14,21 +14,23 @@ BLOCK = r"(features\.stage\d+\.unit|layer\d+\.)(\d+)(?=\.)"
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions behind normalisations; a change of width is a convolution of the first one's result."""
+    """Two 3x3 convolutions behind normalisations; a change of width is a convolution of the first one's result, which
+    `wrap` puts under the key `shortcut`."""
 
-    def __init__(self, c_in, c_out, stride):
+    def __init__(self, c_in, c_out, stride, shortcut="shortcut", wrap=nn.Sequential):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
-        self.shortcut = None
+        self.change = None
         if stride != 1 or c_in != c_out:
-            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False))
+            self.change = shortcut
+            self.add_module(shortcut, wrap(nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)))
 
     def forward(self, xs):
         ys = F.relu(self.bn1(xs))
-        shortcut = xs if self.shortcut is None else self.shortcut(ys)
+        shortcut = getattr(self, self.change)(ys) if self.change else xs
         return self.conv2(F.relu(self.bn2(self.conv1(ys)))) + shortcut
 
 

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import nn
 
+from .preact_resnet import BasicBlock
+
 CASES = [
     ("wrn_28_10", (2, 3, 16, 16), (3, 3, 8, 16), (2, 3, 8, 8)),
     ("wrn_16_4", (2, 3, 32, 32), (3, 3, 16, 16), None),
@@ -11,23 +13,6 @@ CASES = [
 ]
 
 BLOCK = r"(block\d+\.layer\.)(\d+)(?=\.)"
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions behind normalisations; a change of width is a convolution of the first one's result."""
-
-    def __init__(self, c_in, c_out, stride):
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(c_in)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
-        self.convShortcut = nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False) if c_in != c_out else None
-
-    def forward(self, xs):
-        ys = F.relu(self.bn1(xs))
-        shortcut = xs if self.convShortcut is None else self.convShortcut(ys)
-        return self.conv2(F.relu(self.bn2(self.conv1(ys)))) + shortcut
 
 
 class Stage(nn.Module):
@@ -50,7 +35,8 @@ class WideResNet(nn.Module):
         for stage in range(3):
             c_out, blocks = 16 * widen << stage, []
             for block in range((depth - 4) // 6):
-                blocks.append(Block(c_in, c_out, 2 if stage > 0 and block == 0 else 1))
+                stride = 2 if stage > 0 and block == 0 else 1
+                blocks.append(BasicBlock(c_in, c_out, stride, "convShortcut", lambda conv: conv))
                 c_in = c_out
             setattr(self, f"block{stage + 1}", Stage(blocks))
         self.bn1 = nn.BatchNorm2d(c_in)
