@@ -5,8 +5,8 @@ use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use std::path::PathBuf;
+use zoo::weights::DEFAULT_TAG;
 use zoo_data::Augment;
-use zoo_trainer::TrainConfig;
 
 /// Settings that a recipe can hold too, under the same names.
 #[derive(Debug, clap::Args, Serialize)]
@@ -27,7 +27,7 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "FILE", conflicts_with = "pretrained", help_heading = "Fine-tuning")]
     weights: Option<PathBuf>,
     /// Start from published weights, by a tag that `zoo list MODEL` shows [default: the first]
-    #[arg(long, value_name = "TAG", num_args = 0..=1, default_missing_value = TrainConfig::DEFAULT_TAG)]
+    #[arg(long, value_name = "TAG", num_args = 0..=1, default_missing_value = DEFAULT_TAG)]
     #[arg(help_heading = "Fine-tuning")]
     pretrained: Option<String>,
     /// Keep these parameters as they are, e.g. 'layer1.*', or 'backbone' for all but the head; may be given several

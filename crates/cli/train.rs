@@ -136,7 +136,6 @@ fn resumed(dir: Option<&Path>, flags: toml::Table, common: &Common, device: &Dev
 /// Downloads published weights that are not on this machine yet, with a bar; the trainer finds them then.
 fn fetch_weights(config: &TrainConfig, printer: &Printer) -> Result<()> {
     let Some(tag) = &config.pretrained else { return Ok(()) };
-    let tag = Some(tag.as_str()).filter(|tag| *tag != TrainConfig::DEFAULT_TAG);
     let file = weights::published(zoo::find(&config.model)?, tag)?;
     download(&file, printer).map(drop)
 }

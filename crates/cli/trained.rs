@@ -5,7 +5,7 @@ use crate::printer::Printer;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
-use zoo::weights::{self, Cache, KnownBy, StateDict};
+use zoo::weights::{self, Cache, DEFAULT_TAG, KnownBy, StateDict};
 use zoo::{Model, Params, Preprocessing, Spec, WeightFile, infer_config};
 use zoo_data::{CatalogEntry, Meta, Preprocess, Reading};
 use zoo_trainer::{Checkpoint, CheckpointMeta, Input, RunDir, TrainConfig};
@@ -23,7 +23,7 @@ pub(crate) struct Foreign {
     #[arg(long, value_name = "FILE", requires = "model", group = "source")]
     weights: Option<PathBuf>,
     /// Published weights, by a tag that `zoo list MODEL` shows [default: the first]; downloaded once
-    #[arg(long, value_name = "TAG", num_args = 0..=1, default_missing_value = TrainConfig::DEFAULT_TAG)]
+    #[arg(long, value_name = "TAG", num_args = 0..=1, default_missing_value = DEFAULT_TAG)]
     #[arg(requires = "model", group = "source")]
     pretrained: Option<String>,
     /// Mean of each channel that the network was trained with, of pixels from 0 to 1
@@ -76,7 +76,8 @@ impl Foreign {
                 let (path, published) = match &self.weights {
                     Some(path) => (path.clone(), identify(spec, path)?),
                     None => {
-                        let (path, file) = fetch(spec, self.pretrained.as_deref(), printer)?;
+                        let tag = self.pretrained.as_deref().unwrap_or(DEFAULT_TAG);
+                        let (path, file) = fetch(spec, tag, printer)?;
                         (path, Some((file, KnownBy::Content)))
                     }
                 };
@@ -243,16 +244,16 @@ fn identify(spec: &Spec, path: &Path) -> Result<Option<(WeightFile, KnownBy)>> {
 ///
 /// # Errors
 /// If there are none with this tag, or they cannot be downloaded.
-fn fetch(spec: &Spec, tag: Option<&str>, printer: &Printer) -> Result<(PathBuf, WeightFile)> {
-    let tag = tag.filter(|tag| *tag != TrainConfig::DEFAULT_TAG);
-    let file = weights::published(spec, tag).map_err(|error| match tag {
+fn fetch(spec: &Spec, tag: &str, printer: &Printer) -> Result<(PathBuf, WeightFile)> {
+    let file = weights::published(spec, tag).map_err(|error| {
         // The value of an option that need not have one is easily one too many.
-        Some(tag) if Path::new(tag).exists() => {
+        if tag != DEFAULT_TAG && Path::new(tag).exists() {
             anyhow::anyhow!(
                 "--pretrained took '{tag}' for a tag; name files before it, or write --pretrained=TAG"
             )
+        } else {
+            anyhow::Error::new(error)
         }
-        _ => anyhow::Error::new(error),
     })?;
     Ok((download(&file, printer)?, file))
 }

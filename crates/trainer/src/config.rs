@@ -103,7 +103,7 @@ pub struct TrainConfig {
     /// A weight file, or another run's folder, to start from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<PathBuf>,
-    /// Tag of the published weights to start from, or [`TrainConfig::DEFAULT_TAG`].
+    /// Tag of the published weights to start from, or [`zoo::weights::DEFAULT_TAG`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained: Option<String>,
     /// Parameters that stay as they are: their names or a module's, with `*` for any characters and `?` for one,
@@ -245,8 +245,6 @@ const MAX_SEED: u64 = i64::MAX as u64;
 impl TrainConfig {
     /// What `freeze` calls all layers but the head.
     pub const BACKBONE: &str = "backbone";
-    /// What `pretrained` calls the weights that the model is best known for: the first that are listed.
-    pub const DEFAULT_TAG: &str = "default";
 
     /// The settings of a new run: `flags` before `recipe` before the recipe that comes with the model and data
     /// set before the defaults. Keys are the fields of this type; `flags` needs `model` unless `recipe` has it.

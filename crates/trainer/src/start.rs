@@ -28,7 +28,6 @@ impl Start {
     /// If there are no such weights, or their file cannot be read.
     pub(crate) fn read(config: &mut TrainConfig, spec: &Spec) -> Result<Option<Self>> {
         if let Some(tag) = &config.pretrained {
-            let tag = Some(tag.as_str()).filter(|tag| *tag != TrainConfig::DEFAULT_TAG);
             let file = weights::published(spec, tag)?;
             let path = Cache::from_env()?.fetch(&file, &mut |_, _| {})?;
             config.pretrained = Some(file.tag.clone());

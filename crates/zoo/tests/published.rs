@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use tempfile::TempDir;
-use zoo::weights::{Cache, KnownBy, Reason, identify, published};
+use zoo::weights::{Cache, DEFAULT_TAG, KnownBy, Reason, identify, published};
 use zoo::{Preprocessing, WeightFile, facts, find, registry};
 
 /// What the tests publish, and its SHA-256.
@@ -38,14 +38,14 @@ fn below(dir: &TempDir, path: &Path) -> String {
 #[test]
 fn tags_are_found_in_any_case() {
     let resnet50 = find("resnet50").unwrap();
-    assert_eq!(published(resnet50, None).unwrap().tag, "imagenet1k_v1");
-    assert_eq!(published(resnet50, Some("IMAGENET1K_V2")).unwrap().top1, 80.858);
-    let error = published(resnet50, Some("v3")).unwrap_err().to_string();
+    assert_eq!(published(resnet50, DEFAULT_TAG).unwrap().tag, "imagenet1k_v1");
+    assert_eq!(published(resnet50, "IMAGENET1K_V2").unwrap().top1, 80.858);
+    let error = published(resnet50, "v3").unwrap_err().to_string();
     assert!(
         error.contains("resnet50 has no weights 'v3'; there are imagenet1k_v1, imagenet1k_v2"),
         "{error}"
     );
-    let error = published(find("lenet5").unwrap(), None).unwrap_err().to_string();
+    let error = published(find("lenet5").unwrap(), DEFAULT_TAG).unwrap_err().to_string();
     assert!(error.contains("no published weights for lenet5"), "{error}");
 }
 

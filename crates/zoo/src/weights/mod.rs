@@ -38,7 +38,7 @@ pub use atomic::replace_file;
 pub use check::{Mismatch, Report, check};
 pub use error::{Error, Reason, Result};
 pub use naming::{Translated, translate};
-pub use published::{Cache, KnownBy, identify, published};
+pub use published::{Cache, DEFAULT_TAG, KnownBy, identify, published};
 
 use candle_core::{Device, Tensor};
 use error::one_line;

@@ -15,23 +15,23 @@ use candle_core::bail;
 use std::fs::File;
 use std::path::Path;
 
-/// The published weights of a model with this tag, in any case; without one those that are listed first, which
-/// are the ones that the family became known for.
+/// The tag of the weights that are listed first, which are the ones that the family became known for.
+pub const DEFAULT_TAG: &str = "default";
+
+/// The published weights of a model with this tag, in any case, or with [`DEFAULT_TAG`].
 ///
 /// # Errors
 /// If there are none; the message names those there are.
-pub fn published(spec: &Spec, tag: Option<&str>) -> candle_core::Result<WeightFile> {
+pub fn published(spec: &Spec, tag: &str) -> candle_core::Result<WeightFile> {
     let all = facts(spec.name)?.weights;
     let tags: Vec<String> = all.iter().map(|file| file.tag.clone()).collect();
-    let wanted = |file: &WeightFile| tag.is_none_or(|tag| file.tag.eq_ignore_ascii_case(tag));
-    match (all.into_iter().find(wanted), tag) {
-        (Some(file), _) => Ok(file),
-        (None, Some(tag)) if !tags.is_empty() => {
-            bail!("{} has no weights '{tag}'; there are {}", spec.name, tags.join(", "))
-        }
-        _ => {
+    let wanted = |file: &WeightFile| tag == DEFAULT_TAG || file.tag.eq_ignore_ascii_case(tag);
+    match all.into_iter().find(wanted) {
+        Some(file) => Ok(file),
+        None if tags.is_empty() => {
             bail!("there are no published weights for {}; `zoo list` shows which models have some", spec.name)
         }
+        None => bail!("{} has no weights '{tag}'; there are {}", spec.name, tags.join(", ")),
     }
 }
 
