@@ -6,16 +6,15 @@ use crate::printer::Printer;
 use crate::progress::Progress;
 use crate::settings::Settings;
 use crate::signals::Signals;
-use crate::trained::download;
+use crate::trained::downloading;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
-use zoo::weights;
 use zoo_data::Dataset;
-use zoo_trainer::{Error, Outcome, RunDir, RunSummary, TrainConfig, TrainData, Trainer};
+use zoo_trainer::{Error, Outcome, RunDir, RunSummary, Start, TrainConfig, TrainData, Trainer};
 
 /// Where runs go that are given no folder.
 const RUNS: &str = "runs";
@@ -97,7 +96,8 @@ fn new(
     device: &Device,
     printer: &Printer,
 ) -> Result<Ready> {
-    let config = TrainConfig::resolve(args.recipe.as_deref(), flags)?;
+    let mut config = TrainConfig::resolve(args.recipe.as_deref(), flags)?;
+    apply(&config, common)?;
     // Before the data, whose download may take minutes.
     let dir = match &args.out {
         Some(path) => RunDir::create(path).map_err(|error| match error {
@@ -111,14 +111,16 @@ fn new(
             .context("cannot create a folder for the run; --out DIR chooses another place")?,
     };
     let path = dir.path().to_path_buf();
-    let ready = fetch_weights(&config, printer).and_then(|()| open_data(&config, common)).and_then(|data| {
+    let start = downloading(printer, |progress| Start::read(&mut config, progress));
+    let ready = start.and_then(|start| {
+        let data = TrainData::open(&config)?;
         let example = example(&data.val);
-        Ok(Ready { trainer: Trainer::new(config, &data, dir, device)?, example })
+        Ok(Ready { trainer: Trainer::from_start(config, start, &data, dir, device)?, example })
     });
     if ready.is_err() {
         remove_unused(&path);
     }
-    ready
+    Ok(ready?)
 }
 
 /// A run that goes on, with options that may be changed changed.
@@ -128,23 +130,18 @@ fn resumed(dir: Option<&Path>, flags: toml::Table, common: &Common, device: &Dev
         dir.config()?.to_toml().parse().context("cannot read the settings of the run")?;
     settings.extend(flags);
     let config = TrainConfig::from_toml(&settings.to_string(), "the command line")?;
-    let data = open_data(&config, common)?;
+    apply(&config, common)?;
+    let data = TrainData::open(&config)?;
     let example = example(&data.val);
     Ok(Ready { trainer: Trainer::resume(config, &data, dir, device)?, example })
 }
 
-/// Downloads published weights that are not on this machine yet, with a bar; the trainer finds them then.
-fn fetch_weights(config: &TrainConfig, printer: &Printer) -> Result<()> {
-    let Some(tag) = &config.pretrained else { return Ok(()) };
-    let file = weights::published(zoo::find(&config.model)?, tag)?;
-    download(&file, printer).map(drop)
-}
-
-/// Opens the data set, on as many threads as a recipe asks for if the command line does not say.
-fn open_data(config: &TrainConfig, common: &Common) -> Result<TrainData> {
+/// Applies what holds for the whole process: as many threads as a recipe asks for if the command line does not say,
+/// and how exact convolutions are.
+fn apply(config: &TrainConfig, common: &Common) -> Result<()> {
     common.apply_threads(config.threads)?;
     zoo_ops::set_strict_f32(config.strict_f32);
-    Ok(TrainData::open(config)?)
+    Ok(())
 }
 
 /// Removes the folder of a run that failed before it had anything to save.

@@ -255,23 +255,21 @@ fn fetch(spec: &Spec, tag: &str, printer: &Printer) -> Result<(PathBuf, WeightFi
             anyhow::Error::new(error)
         }
     })?;
-    Ok((download(&file, printer)?, file))
+    let cache = Cache::from_env()?;
+    Ok((downloading(printer, |progress| cache.fetch(&file, progress))?, file))
 }
 
-/// Published weights, downloaded with a bar if they are not on this machine.
-///
-/// # Errors
-/// If they cannot be downloaded, or are not what was published.
-pub(crate) fn download(file: &WeightFile, printer: &Printer) -> Result<PathBuf> {
+/// Runs `f`, which may download, with a bar for it.
+pub(crate) fn downloading<R>(printer: &Printer, f: impl FnOnce(&mut dyn FnMut(u64, Option<u64>)) -> R) -> R {
     let bar = printer.bar("downloading {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left");
-    let path = Cache::from_env()?.fetch(file, &mut |done, total| {
+    let result = f(&mut |done, total| {
         if let Some(total) = total {
             bar.set_length(total);
         }
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    Ok(path?)
+    result
 }
 
 /// Reads weights, with the zoo's names for the model.

@@ -40,6 +40,7 @@ pub use optimizer::{Optimizer, SgdConfig};
 pub use pass::{Pass, train_pass};
 pub use run_dir::RunDir;
 pub use schedule::{Schedule, ScheduleKind};
+pub use start::Start;
 pub use trainer::Trainer;
 
 /// The result of everything in this crate that can fail.

@@ -8,9 +8,9 @@ use zoo::weights::{self, Adapted, Cache, StateDict, Translated};
 use zoo::{Params, Spec, Stem, WeightFile, infer_config};
 use zoo_data::{CatalogEntry, Meta};
 
-/// Weights, and what is known of them.
+/// The weights that a run starts from, and what is known of them.
 #[derive(Debug)]
-pub(crate) struct Start {
+pub struct Start {
     path: PathBuf,
     state: StateDict,
     /// How their images were prepared.
@@ -22,14 +22,20 @@ pub(crate) struct Start {
 }
 
 impl Start {
-    /// Reads the weights that the settings name. The tag of published weights is filled in.
+    /// Reads the weights that the settings name, if they name some. Published ones are downloaded if they are not on
+    /// this machine: `progress` is told the bytes that are there and, if known, that there will be. Their tag is
+    /// filled in.
     ///
     /// # Errors
-    /// If there are no such weights, or their file cannot be read.
-    pub(crate) fn read(config: &mut TrainConfig, spec: &Spec) -> Result<Option<Self>> {
+    /// If there are no such weights, or their file cannot be had or read.
+    pub fn read(
+        config: &mut TrainConfig,
+        progress: &mut dyn FnMut(u64, Option<u64>),
+    ) -> Result<Option<Self>> {
+        let spec = zoo::find(&config.model)?;
         if let Some(tag) = &config.pretrained {
             let file = weights::published(spec, tag)?;
-            let path = Cache::from_env()?.fetch(&file, &mut |_, _| {})?;
+            let path = Cache::from_env()?.fetch(&file, progress)?;
             config.pretrained = Some(file.tag.clone());
             return Self::published(path, spec, &file).map(Some);
         }

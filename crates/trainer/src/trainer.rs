@@ -69,8 +69,22 @@ impl Trainer {
     /// If settings, model, data and weights do not fit together, or the folder cannot be written.
     pub fn new(mut config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
         config.validate()?;
-        let spec = zoo::find(&config.model)?;
-        let start = Start::read(&mut config, spec)?;
+        let start = Start::read(&mut config, &mut |_, _| {})?;
+        Self::from_start(config, start, data, dir, device)
+    }
+
+    /// The same from weights that [`Start::read`] has read with these settings.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    pub fn from_start(
+        config: TrainConfig,
+        start: Option<Start>,
+        data: &TrainData,
+        dir: RunDir,
+        device: &Device,
+    ) -> Result<Self> {
+        config.validate()?;
         let mut trainer = Self::build(config, data, dir, device, start)?;
         trainer.log.cut(0)?;
         trainer.dir.save_config(&trainer.config)?;
@@ -87,10 +101,9 @@ impl Trainer {
         config.validate()?;
         let started_with = dir.config()?;
         // Later on the weights that it started from need not be there any more.
-        let spec = zoo::find(&config.model)?;
         let start = match dir.file(RunDir::STATE).exists() {
             true => None,
-            false => Start::read(&mut config, spec)?,
+            false => Start::read(&mut config, &mut |_, _| {})?,
         };
         let mut trainer = Self::build(config, data, dir, device, start)?;
         if let Some((key, was, is)) = started_with.conflict(&trainer.config) {
