@@ -32,6 +32,9 @@ pub fn bias_init(fan_in: usize) -> Init {
     Init::Uniform { lo: -bound, up: bound }
 }
 
+/// Biases of 0.
+pub const ZERO: Init = Init::Const(0.0);
+
 /// A convolution with its weight (c_out, c_in / groups, kh, kw) and optional bias (c_out).
 #[derive(Debug)]
 pub struct Conv2d {
@@ -90,21 +93,6 @@ impl Conv2d {
         Ok(Self { bias: Some(bias), ..Self::new(c_in, c_out, kernel, config, inits.0, vb)? })
     }
 
-    /// With a bias of 0, the weight drawn by `init`.
-    ///
-    /// # Errors
-    /// If `vb` lacks the parameters or has them in other shapes.
-    pub fn with_zero_bias(
-        c_in: usize,
-        c_out: usize,
-        kernel: (usize, usize),
-        config: Conv2dConfig,
-        init: Init,
-        vb: VarBuilder<'_>,
-    ) -> Result<Self> {
-        Self::with_inits(c_in, c_out, kernel, config, (init, Init::Const(0.0)), vb)
-    }
-
     /// (n, h, w, c_in) to (n, h_out, w_out, c_out).
     ///
     /// # Errors
@@ -138,7 +126,7 @@ impl BatchNorm2d {
         let running =
             |name, value| Var::from_tensor(&vb.get_with_hints(channels, name, Init::Const(value))?);
         let weight = vb.get_with_hints(channels, "weight", Init::Const(1.0))?;
-        let bias = vb.get_with_hints(channels, "bias", Init::Const(0.0))?;
+        let bias = vb.get_with_hints(channels, "bias", ZERO)?;
         Ok(Self {
             frozen: !weight.track_op() && !bias.track_op(),
             norm: zoo_ops::BatchNorm {
@@ -221,7 +209,7 @@ impl Linear {
     /// # Errors
     /// If `vb` lacks the parameters or has them in other shapes.
     pub fn with_zero_bias(c_in: usize, c_out: usize, init: Init, vb: VarBuilder<'_>) -> Result<Self> {
-        let bias = vb.get_with_hints(c_out, "bias", Init::Const(0.0))?;
+        let bias = vb.get_with_hints(c_out, "bias", ZERO)?;
         Ok(Self { bias: Some(bias), ..Self::without_bias(c_in, c_out, init, vb)? })
     }
 

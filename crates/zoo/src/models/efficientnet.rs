@@ -9,7 +9,7 @@
 //! PyTorch's constants. On images of at most 64 pixels the stem has stride 1, as in kuangliu/pytorch-cifar.
 
 use super::mobilenet_v2::InvertedResidual;
-use crate::layers::{ConvNorm, Linear, SqueezeExcitation};
+use crate::layers::{ConvNorm, Linear, SqueezeExcitation, ZERO};
 use crate::model::{Config, Network};
 use crate::registry::Spec;
 use candle_core::Result;
@@ -116,8 +116,7 @@ fn inverted_residual(
     let wide = c_in * expansion;
     let first = usize::from(expansion > 1);
     let (squeezed, activations) = ((c_in / SQUEEZE_RATIO).max(1), [Silu, Sigmoid]);
-    let squeeze =
-        SqueezeExcitation::new(wide, squeezed, activations, |_| Init::Const(0.0), vb.pp(first + 1))?;
+    let squeeze = SqueezeExcitation::new(wide, squeezed, activations, |_| ZERO, vb.pp(first + 1))?;
     Ok(InvertedResidual {
         expand: if expansion > 1 {
             Some(ConvNorm::sequence(c_in, wide, (1, 1, 1), Silu, vb.pp(0))?)

@@ -7,11 +7,11 @@
 //! stride 1, as MobileNetV2 has it for CIFAR.
 
 use super::mobilenet_v2::{HEAD_INIT, InvertedResidual, multiple_of_8};
-use crate::layers::{BatchNorm2d, ConvNorm, Linear, SqueezeExcitation};
+use crate::layers::{BatchNorm2d, ConvNorm, Linear, SqueezeExcitation, ZERO};
 use crate::model::{Config, Network};
 use crate::registry::Spec;
 use candle_core::Result;
-use candle_nn::{Init, VarBuilder};
+use candle_nn::VarBuilder;
 use zoo_ops::Activation::{HardSigmoid, HardSwish, Identity, Relu};
 use zoo_ops::rng::Noise;
 use zoo_ops::{Activation, FeatureMap, activation, dropout, global_avg_pool2d};
@@ -150,7 +150,7 @@ fn bottleneck(c_in: usize, row: Bottleneck, stride: usize, vb: VarBuilder<'_>) -
         squeeze: if squeeze {
             let squeezed = multiple_of_8((wide / 4) as f64);
             let activations = [Relu, HardSigmoid];
-            Some(SqueezeExcitation::new(wide, squeezed, activations, |_| Init::Const(0.0), next())?)
+            Some(SqueezeExcitation::new(wide, squeezed, activations, |_| ZERO, next())?)
         } else {
             None
         },

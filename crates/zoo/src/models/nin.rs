@@ -12,7 +12,7 @@
 //! most 64 pixels the first convolution of `nin_imagenet` is 3×3 with stride 1, unless [`Config::stem`] says
 //! otherwise; `nin` is the same at every size.
 
-use crate::layers::{Conv2d, KAIMING_FAN_IN};
+use crate::layers::{Conv2d, KAIMING_FAN_IN, ZERO};
 use crate::model::{Config, Network};
 use crate::registry::Spec;
 use candle_core::Result;
@@ -112,7 +112,7 @@ impl NetworkInNetwork {
                 let c_out = if width == 0 { config.num_classes } else { width };
                 let (kernel, config) = ((kernel, kernel), Conv2dConfig::new(stride, padding));
                 let vb = vb.pp(index);
-                convs.push(Conv2d::with_zero_bias(c_in, c_out, kernel, config, KAIMING_FAN_IN, vb)?);
+                convs.push(Conv2d::with_inits(c_in, c_out, kernel, config, (KAIMING_FAN_IN, ZERO), vb)?);
                 c_in = c_out;
                 index += 2;
             }

@@ -5,7 +5,7 @@
 //! maps of odd sides are pooled with a window over the edge. On images of at most 64 pixels the first convolution
 //! is 3×3 with stride 1 and padding, unless [`Config::stem`] says otherwise.
 
-use crate::layers::{Conv2d, KAIMING_UNIFORM};
+use crate::layers::{Conv2d, KAIMING_UNIFORM, ZERO};
 use crate::model::{Config, Network};
 use crate::registry::Spec;
 use candle_core::Result;
@@ -105,7 +105,7 @@ impl SqueezeNet {
             (kernel, Conv2dConfig::new(2, 0))
         };
         let (kernel, vb_stem) = ((kernel, kernel), vb_features.pp(0));
-        let stem = Conv2d::with_zero_bias(config.in_chans, c_in, kernel, stem, KAIMING_UNIFORM, vb_stem)?;
+        let stem = Conv2d::with_inits(config.in_chans, c_in, kernel, stem, (KAIMING_UNIFORM, ZERO), vb_stem)?;
         let mut features = Vec::with_capacity(variant.features.len());
         // The stem and its activation have the first two indices.
         for (index, row) in (2..).zip(variant.features) {
@@ -118,9 +118,9 @@ impl SqueezeNet {
                 }
             });
         }
-        let (init, vb) = (Init::Randn { mean: 0.0, stdev: 0.01 }, vb.pp("classifier").pp(1));
+        let (inits, vb) = ((Init::Randn { mean: 0.0, stdev: 0.01 }, ZERO), vb.pp("classifier").pp(1));
         let classifier =
-            Conv2d::with_zero_bias(c_in, config.num_classes, (1, 1), Conv2dConfig::default(), init, vb)?;
+            Conv2d::with_inits(c_in, config.num_classes, (1, 1), Conv2dConfig::default(), inits, vb)?;
         let dropout = config.dropout.unwrap_or(0.5);
         Ok(Self { stem, features, classifier, dropout, noise: config.noise.clone() })
     }
@@ -152,7 +152,8 @@ impl Fire {
     fn new(c_in: usize, squeeze: usize, expand: usize, vb: VarBuilder<'_>) -> Result<Self> {
         let conv = |c_in, c_out, kernel: usize, name: &str| {
             let config = Conv2dConfig::new(1, kernel / 2);
-            Conv2d::with_zero_bias(c_in, c_out, (kernel, kernel), config, KAIMING_UNIFORM, vb.pp(name))
+            let (kernel, inits) = ((kernel, kernel), (KAIMING_UNIFORM, ZERO));
+            Conv2d::with_inits(c_in, c_out, kernel, config, inits, vb.pp(name))
         };
         Ok(Self {
             squeeze: conv(c_in, squeeze, 1, "squeeze")?,

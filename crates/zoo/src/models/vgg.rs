@@ -8,7 +8,7 @@
 //! chenyaofo/pytorch-cifar-models, which has torchvision's keys and published weights. (That of
 //! kuangliu/pytorch-cifar is the same but for a single linear layer, under another key.)
 
-use crate::layers::{BatchNorm2d, Conv2d, KAIMING_FAN_OUT, Linear};
+use crate::layers::{BatchNorm2d, Conv2d, KAIMING_FAN_OUT, Linear, ZERO};
 use crate::model::{Config, Network};
 use crate::registry::Spec;
 use candle_core::Result;
@@ -76,7 +76,7 @@ impl Vgg {
         for (depth, c_out) in variant.depths.into_iter().zip(WIDTHS) {
             for _ in 0..depth {
                 let (vb, config) = (vb_features.pp(index), Conv2dConfig::new(1, 1));
-                let conv = Conv2d::with_zero_bias(c_in, c_out, (3, 3), config, KAIMING_FAN_OUT, vb)?;
+                let conv = Conv2d::with_inits(c_in, c_out, (3, 3), config, (KAIMING_FAN_OUT, ZERO), vb)?;
                 let norm = match variant.batch_norm {
                     true => Some(BatchNorm2d::new(c_out, vb_features.pp(index + 1))?),
                     false => None,
