@@ -263,11 +263,14 @@ impl Model {
     /// If an image of that size does not fit the network.
     pub fn trace_auxiliary(&self, batch_size: usize, dtype: DType) -> Result<Vec<Row>> {
         let (xs, trace) = self.traced(batch_size, dtype);
+        let (_, heads) = self.network.forward_auxiliary(&xs)?;
+        if heads.is_empty() {
+            return Ok(Vec::new());
+        }
+        // In training, because stochastic depth has rows of its own there.
+        let (xs, without) = self.traced(batch_size, dtype);
         self.network.forward(&xs, true)?;
-        let others = trace.rows().len();
-        let (xs, trace) = self.traced(batch_size, dtype);
-        self.network.forward_auxiliary(&xs)?;
-        Ok(trace.rows().split_off(others))
+        Ok(trace.rows().split_off(without.rows().len()))
     }
 
     fn traced(&self, batch_size: usize, dtype: DType) -> (FeatureMap, Trace) {
