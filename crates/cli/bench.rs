@@ -6,7 +6,7 @@ use crate::printer::Printer;
 use crate::summary::{Shape, describe, dims};
 use crate::table::Table;
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -82,15 +82,12 @@ struct StepTimes {
 pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
     let spec = zoo::find(&args.model)?;
     let dtype = common.dtype()?;
-    let config = args.shape.config(spec, Noise::new(common.seed()));
+    let bench = Bench::new(args, args.shape.config(spec, Noise::new(common.seed())), common)?;
     if args.explain {
-        let mut choices = Choices::new(args, &config, dtype)?;
-        Bench::new(args, config, common)?.time(&mut choices, printer)?;
-        printer.result(&choices, Choices::text)?;
+        printer.result(&bench.explain(printer)?, Choices::text)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let (n, image_size) = (args.batch_size, config.image_size.0);
-    let bench = Bench::new(args, config, common)?;
+    let (n, image_size) = (args.batch_size, bench.model.config().image_size.0);
     let step_ms = bench.measure(printer)?;
     let median = median(&step_ms);
     let measurement = Measurement {
@@ -135,22 +132,6 @@ struct Choice {
 }
 
 impl Choices {
-    fn new(args: &Args, config: &Config, dtype: DType) -> Result<Self> {
-        let summary = zoo::Summary::of_batch(&args.model, config, args.batch_size, dtype)?;
-        let choice = |row: Row| {
-            let window = row.window.map(|window| describe(&window, row.groups)).unwrap_or_default();
-            let Row { name, output, macs, algorithm, .. } = row;
-            algorithm.map(|algorithm| Choice { name, output, window, macs, algorithm, forward_ms: None })
-        };
-        Ok(Self {
-            model: summary.model,
-            batch_size: args.batch_size,
-            instruction_set: instruction_set().name(),
-            layers: summary.layers.into_iter().filter_map(choice).collect(),
-            forward_ms: 0.0,
-        })
-    }
-
     fn text(&self) -> String {
         let headings = ["layer", "window", ">output", ">MACs", ">ms", ">GMAC/s", "algorithm"];
         let mut table = Table::new(&headings).shrinking(0);
@@ -182,10 +163,10 @@ impl Choices {
 
 struct Bench<'a> {
     args: &'a Args,
-    config: Config,
-    seed: u64,
     device: Device,
     xs: FeatureMap,
+    params: Params,
+    model: Model,
 }
 
 impl<'a> Bench<'a> {
@@ -195,17 +176,36 @@ impl<'a> Bench<'a> {
         let pixels = random_bytes(common.seed(), n * h * w * c);
         let statistics = (&vec![0.5; c][..], &vec![0.25; c][..]);
         let xs = FeatureMap::from_bytes(&pixels, (n, h, w, c), statistics, dtype, &device)?;
-        Ok(Self { args, config, seed: common.seed(), device, xs })
+        let params = Params::new(common.seed());
+        let model = Model::new(&args.model, config, params.var_builder(&device))?;
+        Ok(Self { args, device, xs, params, model })
     }
 
-    /// Fills in the median times of forward passes.
-    fn time(&self, choices: &mut Choices, printer: &Printer) -> Result<()> {
-        let params = Params::new(self.seed);
-        let model = Model::new(&self.args.model, self.config.clone(), params.var_builder(&self.device))?;
+    /// How each convolution is computed, with the times of forward passes.
+    fn explain(&self, printer: &Printer) -> Result<Choices> {
+        let mut rows = self.model.trace(self.args.batch_size, self.xs.dtype())?;
+        rows.retain(|row| row.algorithm.is_some());
+        let (forward_ms, of_layers) = self.time(rows.len(), printer)?;
+        let choice = |(row, forward_ms): (Row, Option<f64>)| {
+            let window = row.window.map(|window| describe(&window, row.groups)).unwrap_or_default();
+            let Row { name, output, macs, algorithm, .. } = row;
+            algorithm.map(|algorithm| Choice { name, output, window, macs, algorithm, forward_ms })
+        };
+        Ok(Choices {
+            model: self.model.spec().name,
+            batch_size: self.args.batch_size,
+            instruction_set: instruction_set().name(),
+            layers: rows.into_iter().zip(of_layers).filter_map(choice).collect(),
+            forward_ms,
+        })
+    }
+
+    /// The median milliseconds of forward passes, and of each of their `layers` that the kernels serve.
+    fn time(&self, layers: usize, printer: &Printer) -> Result<(f64, Vec<Option<f64>>)> {
         let inference = Inference::default();
-        let mut of_layers = vec![Vec::new(); choices.layers.len()];
+        let mut of_layers = vec![Vec::new(); layers];
         let step_ms = self.steps(printer, |measured| {
-            let (logits, spans) = timed(|| inference.run(|| model.forward(&self.xs, false)));
+            let (logits, spans) = timed(|| inference.run(|| self.model.forward(&self.xs, false)));
             settle(&logits?)?;
             // A layer that the kernels did not serve would shift the others.
             if measured && spans.len() == of_layers.len() {
@@ -213,25 +213,22 @@ impl<'a> Bench<'a> {
             }
             Ok(())
         })?;
-        choices.forward_ms = median(&step_ms);
-        for (layer, ms) in choices.layers.iter_mut().zip(&mut of_layers) {
+        let of_layer = |mut ms: Vec<f64>| {
             ms.sort_by(f64::total_cmp);
-            layer.forward_ms = (!ms.is_empty()).then(|| median(ms));
-        }
-        Ok(())
+            (!ms.is_empty()).then(|| median(&ms))
+        };
+        Ok((median(&step_ms), of_layers.into_iter().map(of_layer).collect()))
     }
 
     /// Milliseconds of each measured step, ascending.
     fn measure(&self, printer: &Printer) -> Result<Vec<f64>> {
-        let params = Params::new(self.seed);
-        let model = Model::new(&self.args.model, self.config.clone(), params.var_builder(&self.device))?;
-        let labels: Vec<u32> =
-            (0..self.args.batch_size).map(|i| (i % self.config.num_classes) as u32).collect();
+        let (model, n) = (&self.model, self.args.batch_size);
+        let labels: Vec<u32> = (0..n).map(|i| (i % model.config().num_classes) as u32).collect();
         let targets = Targets::Classes(Tensor::new(labels, &self.device)?);
         let sgd = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
         // Inference has no use for its memory.
         let mut optimizer = match self.args.mode {
-            Mode::Train => Some(Optimizer::new(params.trainable(), sgd)?),
+            Mode::Train => Some(Optimizer::new(self.params.trainable(), sgd)?),
             Mode::Infer => None,
         };
         let inference = Inference::default();
@@ -239,7 +236,7 @@ impl<'a> Bench<'a> {
             match &mut optimizer {
                 None => settle(&inference.run(|| model.forward(&self.xs, false))?),
                 Some(optimizer) => {
-                    let pass = train_pass(&model, &self.xs, &targets, 0.0, 1.0)?;
+                    let pass = train_pass(model, &self.xs, &targets, 0.0, 1.0)?;
                     let gradients = Gradients::take(optimizer.parameters(), pass.gradients);
                     // So low that the weights stay finite however many steps are measured.
                     Ok(optimizer.step(&gradients, 1e-6)?)

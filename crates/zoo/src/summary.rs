@@ -30,16 +30,8 @@ impl Summary {
     /// # Errors
     /// If there is no such model, or it cannot be built for such images.
     pub fn new(name: &str, config: &Config) -> Result<Self> {
-        Self::of_batch(name, config, 1, DType::F32)
-    }
-
-    /// The same for a batch of images in `dtype`, on which the algorithms of the layers depend.
-    ///
-    /// # Errors
-    /// As [`Summary::new`].
-    pub fn of_batch(name: &str, config: &Config, batch_size: usize, dtype: DType) -> Result<Self> {
         let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
-        Self::of_model(&Model::new(name, config.clone(), vb)?, batch_size, dtype)
+        Self::of(&Model::new(name, config.clone(), vb)?)
     }
 
     /// Of a model that is there.
@@ -47,13 +39,8 @@ impl Summary {
     /// # Errors
     /// If an image of the configured size does not fit the network.
     pub fn of(model: &Model) -> Result<Self> {
-        Self::of_model(model, 1, DType::F32)
-    }
-
-    fn of_model(model: &Model, batch_size: usize, dtype: DType) -> Result<Self> {
         let name = model.spec().name;
-        let (layers, auxiliary) =
-            (model.trace(batch_size, dtype)?, model.trace_auxiliary(batch_size, dtype)?);
+        let (layers, auxiliary) = (model.trace(1, DType::F32)?, model.trace_auxiliary(1, DType::F32)?);
         let params_with_auxiliary = facts(name)?.params_with_auxiliary;
         let params = |rows: &[Row]| rows.iter().map(|row| row.params).sum::<usize>();
         Ok(Self {
