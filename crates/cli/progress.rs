@@ -2,7 +2,7 @@
 
 use crate::number::{count, duration, rate, thousands};
 use crate::printer::Printer;
-use crate::summary::dims;
+use crate::summary::{SMALL_FORM, dims};
 use indicatif::ProgressBar;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -172,6 +172,9 @@ fn model(run: &RunInfo<'_>) -> String {
         text += &format!(", {} of them frozen", thousands(run.frozen as u64));
     }
     text += &format!(", {} classes", run.config.num_classes.unwrap_or_default());
+    if run.small_form {
+        text += SMALL_FORM;
+    }
     text
 }
 

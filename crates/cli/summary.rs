@@ -22,6 +22,9 @@ pub(crate) struct Args {
     shape: Shape,
 }
 
+/// What is said of a network that small images have chosen another form of.
+pub(crate) const SMALL_FORM: &str = ", in its form for small images";
+
 /// What a model is built for, where it is not what it was published for.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Shape {
@@ -65,6 +68,8 @@ struct Summary {
     input: [usize; 3],
     #[serde(skip)]
     num_classes: usize,
+    #[serde(skip)]
+    small_form: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -118,6 +123,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<ExitCode> {
         auxiliary,
         input: [config.in_chans, config.image_size.0, config.image_size.1],
         num_classes: config.num_classes,
+        small_form: summary.small_form,
     };
     printer.result(&summary, text)?;
     Ok(ExitCode::SUCCESS)
@@ -150,12 +156,13 @@ fn text(summary: &Summary) -> String {
         ),
     };
     format!(
-        "{} on images of {}, {} classes\n\n{table}\n\n\
+        "{} on images of {}, {} classes{}\n\n{table}\n\n\
          {} parameters ({} as f32), {} multiply-adds per image\n{auxiliary}\
          window: kernel, stride, padding, dilation, groups; sees: receptive field in input pixels",
         summary.model,
         dims(summary.input),
         thousands(summary.num_classes as u64),
+        if summary.small_form { SMALL_FORM } else { "" },
         thousands(summary.params as u64),
         bytes(4 * summary.params as u64),
         thousands(summary.macs),

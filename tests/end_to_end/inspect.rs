@@ -57,6 +57,17 @@ fn summary_takes_another_shape() {
     assert_eq!(small["params"], expected);
 }
 
+#[test]
+fn summary_says_which_form_it_shows() {
+    let heading = |of: &str| {
+        let summary = Shell::new().zoo(&format!("summary {of}"));
+        summary.ok().lines().next().unwrap_or_default().to_string()
+    };
+    let small = heading("squeezenet1_1 --image-size 32");
+    assert_eq!(small, "squeezenet1_1 on images of 3×32×32, 1,000 classes, in its form for small images");
+    assert_eq!(heading("squeezenet1_1"), "squeezenet1_1 on images of 3×224×224, 1,000 classes");
+}
+
 /// The algorithm of each convolution depends on its shape, and `--strict-f32` leaves the less exact one out.
 #[test]
 fn bench_explains_its_choices() {

@@ -31,6 +31,8 @@ pub struct RunInfo<'a> {
     pub config: &'a TrainConfig,
     /// The run's folder.
     pub dir: &'a Path,
+    /// Whether the model is the form for small images of a network that has one.
+    pub small_form: bool,
     /// Trainable parameters of the model, frozen ones included.
     pub params: usize,
     /// Of these, how many are frozen.

@@ -213,6 +213,7 @@ impl Trainer {
         RunInfo {
             config: &self.config,
             dir: self.dir.path(),
+            small_form: self.model.is_small_form(),
             params: parameters.iter().map(|(_, var)| var.elem_count()).sum(),
             frozen: frozen.map(|(_, var)| var.elem_count()).sum(),
             adapted: self.adapted.as_ref(),

@@ -247,6 +247,15 @@ impl Model {
         &self.config
     }
 
+    /// Whether this is the form for small images of a network that has one: see [`Config::small_stem`].
+    pub fn is_small_form(&self) -> bool {
+        let config = Config { stem: Stem::ImageNet, ..self.config.clone() };
+        let large = || Self::fitting(self.spec, config, VarBuilder::zeros(DType::F32, &Device::Cpu));
+        let rows = |model: &Self| model.trace(1, DType::F32).ok();
+        // The form for large images may not be there for images so small.
+        self.config.small_stem() && large().map_or(true, |large| rows(&large) != rows(self))
+    }
+
     /// What each layer does to a batch of images of the configured size in `dtype`, without computing anything.
     ///
     /// # Errors

@@ -22,6 +22,8 @@ pub struct Summary {
     /// Whether the published number of parameters has those of the auxiliary heads in it: see
     /// [`crate::Facts::params_with_auxiliary`].
     pub params_with_auxiliary: bool,
+    /// Whether this is the form for small images of a network that has one.
+    pub small_form: bool,
 }
 
 impl Summary {
@@ -50,6 +52,7 @@ impl Summary {
             layers,
             auxiliary,
             params_with_auxiliary,
+            small_form: model.is_small_form(),
         })
     }
 

@@ -259,6 +259,28 @@ fn the_stem_follows_the_image_size_unless_told() -> Result<()> {
 }
 
 #[test]
+fn the_form_for_small_images_is_known() -> Result<()> {
+    for (name, stem, side, expected) in [
+        ("squeezenet1_1", Stem::Auto, 64, true),
+        ("squeezenet1_1", Stem::Auto, 65, false),
+        // Whose classifier alone differs.
+        ("vgg11", Stem::Auto, 32, true),
+        // Too small for the published form.
+        ("inception_v3", Stem::Auto, 32, true),
+        ("resnet18", Stem::ImageNet, 32, false),
+        ("resnet18", Stem::Cifar, 224, true),
+        // Of one form.
+        ("lenet5", Stem::Auto, 28, false),
+        ("cifar_resnet20", Stem::Cifar, 32, false),
+        ("densenet_bc_100_12", Stem::Auto, 32, false),
+    ] {
+        let config = Config { stem, image_size: (side, side), ..find(name)?.config() };
+        assert_eq!(Summary::new(name, &config)?.small_form, expected, "{name}, {stem:?} at {side}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_does_not_fit_is_refused_in_one_line() -> Result<()> {
     let build = |name: &str, change: fn(&mut Config)| -> Result<Model> {
         let mut config = find(name)?.config();
