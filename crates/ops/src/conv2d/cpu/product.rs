@@ -110,6 +110,12 @@ pub(super) fn panel_width() -> usize {
     kernels().width
 }
 
+/// The first of the columns that a panel of so many has of a matrix. The last panel of several ends with the last column: it
+/// repeats some of those before, so that every panel is full.
+pub(super) fn first_column(panel: usize, columns: usize, width: usize) -> usize {
+    (panel * width).min(columns.saturating_sub(width))
+}
+
 /// Rows of a tile, at most.
 pub(super) fn tile_height() -> usize {
     kernels().tiles.len()

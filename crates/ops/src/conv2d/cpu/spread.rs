@@ -2,11 +2,10 @@
 //! empty, so neighbouring groups share one: each lane is multiplied with an element of its own group, which is
 //! spread over the group's lanes as pixels are loaded. Depthwise convolutions are groups of one.
 //!
-//! Panels are those of `product.rs`, but the last one of several ends with the last channel: it repeats some of
-//! those before, so that every panel is full.
+//! Panels are those of `product.rs`.
 
 use super::finish::{End, write};
-use super::product::{Left, Out, Right, panel_width};
+use super::product::{Left, Out, Right, first_column, panel_width};
 use crate::dispatch::{InstructionSet, instruction_set};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
@@ -174,11 +173,6 @@ fn index(group: usize) -> usize {
     GROUPS.iter().position(|&width| width == group).expect("a width of group that there are kernels for")
 }
 
-/// The first channel of a panel.
-pub(super) fn first_channel(panel: usize, channels: usize, width: usize) -> usize {
-    (panel * width).min(channels.saturating_sub(width))
-}
-
 /// Sums over taps for some pixels, of `out.columns` channels in those of the panels; fewer than a panel's width are
 /// read over all of it.
 pub(super) fn multiply(pixels: Pixels<'_>, weights: Weights<'_>, out: Out<'_>) {
@@ -278,7 +272,7 @@ unsafe fn compute_tile<V: Vector, const G: usize, const M: usize>(tile: &Tile<'_
         let columns = width.min(tile.channels);
         let (mut weights, mut next) = (tile.weights, tile.next);
         for panel in tile.panels.clone() {
-            let first = first_channel(panel, tile.channels, width);
+            let first = first_column(panel, tile.channels, width);
             for _ in 0..tile.lines {
                 V::prefetch(next);
                 next = next.wrapping_add(LINE);
@@ -363,7 +357,7 @@ mod tests {
                 // The weight of a channel, from any panel that has it: that of the last one counts.
                 let weight = |row: usize, channel: usize| {
                     let panels = (0..channels.div_ceil(width)).rev();
-                    let first = |panel: usize| first_channel(panel, channels, width);
+                    let first = |panel: usize| first_column(panel, channels, width);
                     let panel = panels.into_iter().find(|&panel| first(panel) <= channel).unwrap_or(0);
                     f64::from(packed[(panel * rows + row) * width + channel - first(panel)])
                 };

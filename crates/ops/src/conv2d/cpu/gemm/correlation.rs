@@ -2,7 +2,7 @@
 
 use super::super::Geometry;
 use super::super::finish::{End, Finish, Rows};
-use super::super::product::{Left, Out, Right, multiply, panel_width};
+use super::super::product::{Left, Out, Right, first_column, multiply, panel_width};
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
@@ -30,8 +30,8 @@ const TASK_MACS: usize = 250_000;
 pub(super) struct Pass {
     pub(super) y: Axis,
     pub(super) x: Axis,
-    /// [group][panel][tap × source channel][panel width], where what lies beyond the last channel is arbitrary; or
-    /// as `narrow.rs` or `tiles.rs` packs them.
+    /// [group][panel][tap × source channel][panel width], panels as [`first_column`] has them, where what lies beyond
+    /// the last channel is arbitrary; or as `narrow.rs` or `tiles.rs` packs them.
     pub(super) weights: Arc<Buffer<f32>>,
 }
 
@@ -133,7 +133,12 @@ impl Correlation {
             return ys;
         }
         let split = |i: usize| panels * i / splits..panels * (i + 1) / splits;
-        let channels = |i: usize| (split(i).end * panel_width()).min(c) - split(i).start * panel_width();
+        // Those of neighbouring parts may overlap.
+        let first = |i: usize| match self.products {
+            Products::Tiles => split(i).start * panel_width(),
+            _ => first_column(split(i).start, c, panel_width()),
+        };
+        let channels = |i: usize| (split(i).end * panel_width()).min(c) - first(i);
         let pieces = map(parts.len() * splits, |i| {
             let ((block, _, part), i) = (&parts[i / splits], i % splits);
             let mut out = take::<T>(part.len() / c * channels(i));
@@ -143,7 +148,7 @@ impl Correlation {
         for (i, piece) in pieces.iter().enumerate() {
             let (part, i) = (&mut parts[i / splits].2, i % splits);
             for (out, piece) in part.chunks_exact_mut(c).zip(piece.chunks_exact(channels(i))) {
-                out[split(i).start * panel_width()..][..piece.len()].copy_from_slice(piece);
+                out[first(i)..][..piece.len()].copy_from_slice(piece);
             }
         }
         each(parts, |_, (_, at, out)| finish.apply(at, out));
@@ -253,14 +258,13 @@ impl Correlation {
         let data = left.data;
         for group in 0..self.groups {
             left.data = &data[group * c_source..];
-            let columns = panels.start * width..(panels.end * width).min(c_target);
+            let columns = first_column(panels.start, c_target, width)..(panels.end * width).min(c_target);
             for panel in panels.clone() {
                 let weights = &pass.weights[(group * of_group + panel) * panel_len..];
                 let (weights, rest) = weights.split_at(panel_len);
                 let next = if panel + 1 < panels.end { &rest[..panel_len] } else { &[] };
                 let weights = Right { data: weights, step: width, next };
-                let first = panel * width - columns.start;
-                let columns_here = width.min(columns.end - panel * width);
+                let first = first_column(panel, c_target, width) - columns.start;
                 let (data, stride, end) = match T::as_f32_mut(out) {
                     Some(out) if self.passes.len() == 1 => {
                         let channel = group * c_target + first;
@@ -268,7 +272,7 @@ impl Correlation {
                     }
                     _ => (&mut result[first..], columns.len(), End::Set),
                 };
-                let product = Out { data, stride, columns: columns_here, end };
+                let product = Out { data, stride, columns: width.min(c_target), end };
                 multiply(left, weights, product);
             }
             if T::as_f32_mut(out).is_none() || self.passes.len() > 1 {

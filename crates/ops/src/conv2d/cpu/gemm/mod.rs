@@ -18,7 +18,7 @@ mod wide;
 use super::super::Geometry;
 use super::Weight;
 use super::finish::Finish;
-use super::product::panel_width;
+use super::product::{first_column, panel_width};
 use crate::dispatch::{InstructionSet, instruction_set};
 use crate::element::Element;
 use crate::inference::{Form, prepared};
@@ -166,7 +166,7 @@ fn pack<T: Element>(
     let panels = c_target.div_ceil(width);
     let mut packed = take::<f32>(g.groups * panels * taps.len() * c_source * width);
     chunks(&mut packed, taps.len() * c_source * width, |i, out| {
-        let (group, first) = (i / panels, i % panels * width);
+        let (group, first) = (i / panels, first_column(i % panels, c_target, width));
         // A few source channels at a time, for both sides to stay in cache.
         for sources in (0..c_source).step_by(STEP) {
             for target in first..(first + width).min(c_target) {

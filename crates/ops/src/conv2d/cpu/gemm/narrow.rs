@@ -2,7 +2,7 @@
 
 use super::super::super::Geometry;
 use super::super::finish::{End, Rows};
-use super::super::product::{Left, Out, Right, panel_width};
+use super::super::product::{Left, Out, Right, first_column, panel_width};
 use super::super::spread::{self, Weights};
 use super::TASKS;
 use super::correlation::{Correlation, Pass};
@@ -31,7 +31,7 @@ pub(super) fn pack<T: Element>(
     let mut packed = take::<f32>(g.c_out.div_ceil(width) * panel_len);
     for (panel, out) in packed.chunks_exact_mut(panel_len.max(1)).enumerate() {
         for (row, out) in out.chunks_exact_mut(width).enumerate() {
-            for (channel, out) in (spread::first_channel(panel, g.c_out, width)..).zip(out) {
+            for (channel, out) in (first_column(panel, g.c_out, width)..).zip(out) {
                 let weight =
                     |channel| weight[at(channel / group, row % group, channel % group) + taps[row / group]];
                 *out = if channel < g.c_out { T::round(weight(channel)) } else { 0.0 };
@@ -181,7 +181,7 @@ impl Correlation {
                 let product = Out { data, stride: channels, columns: channels, end: End::Set };
                 spread::multiply(pixels, weights.clone(), product);
                 // Nothing but what this call has computed.
-                let first = spread::first_channel(weights.panels.start, channels, width);
+                let first = first_column(weights.panels.start, channels, width);
                 let last = (weights.panels.end * width).min(channels);
                 for (values, column) in result.chunks_exact(channels).zip(run.columns.clone()) {
                     let out = &mut out[out_at(column)..][..channels];
