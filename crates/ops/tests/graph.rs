@@ -178,6 +178,25 @@ fn without_gradients_the_result_is_the_same() -> Result<()> {
     Ok(())
 }
 
+/// Max pooling then makes no winners. Few channels and many go different ways.
+#[test]
+fn without_gradients_the_largest_are_the_same() -> Result<()> {
+    for (c, kernel, stride, padding) in [(3, 2, 2, 0), (5, 3, 2, 1), (24, 3, 2, 1), (40, 3, 1, 0)] {
+        let window = Window2d::square(kernel, stride).padding(padding);
+        // A few are NaN, as the square roots of negative values are.
+        let xs = Var::from_tensor(&(values(1, &[2, c, 9, 7])? + 3.3)?.sqrt()?)?;
+        for dtype in [DType::F32, DType::BF16] {
+            let run = || {
+                let ys = max_pool2d(&FeatureMap::from_nchw(&xs.to_dtype(dtype)?)?, &window)?.to_nchw()?;
+                let ys = ys.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+                Ok::<_, candle_core::Error>(ys.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+            };
+            assert_eq!(zoo_ops::no_grad(run)?, run()?, "{dtype:?} {c} {window:?}");
+        }
+    }
+    Ok(())
+}
+
 /// As in PyTorch, whether a convolution comes before, is fused with the activation, or not.
 #[test]
 fn nan_stays_nan() -> Result<()> {

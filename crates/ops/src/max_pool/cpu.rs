@@ -1,4 +1,4 @@
-//! Max pooling; forward remembers which tap won.
+//! Max pooling; forward remembers which tap won, where a backward may ask.
 //!
 //! Rows of a window are merged first, over whole rows of the image, then columns: over the channels of a pixel
 //! where these fill registers, over whole rows where they do not.
@@ -11,26 +11,24 @@ use crate::simd::multiversion;
 use crate::slot::{Backward, Dims, Gradients, Kernel, Slot, is_constant};
 use candle_core::{Result, bail};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Channels from which on a pixel is worth a loop of its own.
 const MANY_CHANNELS: usize = 16;
-
-/// The winner of a place that lies outside the image: later than any tap.
-const OUTSIDE: i32 = i32::MAX / 2;
 
 pub(super) fn max_pool2d(xs: &Slot, window: &Window2d, out: (usize, usize)) -> Result<Slot> {
     if window.kernel.0 * window.kernel.1 > usize::from(u16::MAX) {
         bail!("max_pool2d: a kernel of {:?} has too many taps", window.kernel);
     }
     /// Without winners, which nobody asks for.
-    fn largest<T: Element>(pool: &mut MaxPool, xs: &Slot, dims: Dims) -> Result<Slot> {
-        Slot::constant(dims, pool.run::<T, Forgotten>(xs.values()?.slice::<T>()?))
+    fn largest<T: Element>(pool: &MaxPool, xs: &Slot, dims: Dims) -> Result<Slot> {
+        Slot::constant(dims, pool.run::<T, ()>(xs.values()?.slice::<T>()?).0)
     }
     let (n, _, _, c) = xs.dims();
     let (dims, winners) = ((n, out.0, out.1, c), Vec::new());
-    let mut pool = MaxPool { window: *window, dims: xs.dims(), out, winners };
+    let pool = MaxPool { window: *window, dims: xs.dims(), out, winners };
     if is_constant(&[xs], &[]) {
-        return by_element!(xs.dtype(), largest(&mut pool, xs, dims));
+        return by_element!(xs.dtype(), largest(&pool, xs, dims));
     }
     pool.apply(&[xs], &[], dims)
 }
@@ -59,46 +57,91 @@ impl MaxPool {
     }
 }
 
-/// Whether winners are kept, as a type, so that loops compile without a branch.
-trait Winners {
-    const KEPT: bool;
+/// The tap that an element comes from, or nothing where nobody asks, as a type, so that loops compile without it.
+trait Tap: Copy + Send + Sync {
+    /// What is kept of the winner.
+    type Kept: Copy + Default + Send;
+    /// That of a place outside the image: later than any.
+    const OUTSIDE: Self;
+
+    fn new(tap: usize) -> Self;
+
+    /// The tap so many columns on.
+    fn right(self, columns: usize) -> Self;
+
+    fn is_before(self, other: Self) -> bool;
+
+    fn kept(self) -> Self::Kept;
 }
 
-struct Kept;
-struct Forgotten;
+impl Tap for i32 {
+    type Kept = u16;
+    const OUTSIDE: Self = i32::MAX / 2;
 
-impl Winners for Kept {
-    const KEPT: bool = true;
+    #[inline(always)]
+    fn new(tap: usize) -> Self {
+        tap as i32
+    }
+
+    #[inline(always)]
+    fn right(self, columns: usize) -> Self {
+        self + columns as i32
+    }
+
+    #[inline(always)]
+    fn is_before(self, other: Self) -> bool {
+        self < other
+    }
+
+    #[inline(always)]
+    fn kept(self) -> u16 {
+        self as u16
+    }
 }
 
-impl Winners for Forgotten {
-    const KEPT: bool = false;
+impl Tap for () {
+    type Kept = ();
+    const OUTSIDE: Self = ();
+
+    fn new(_: usize) {}
+
+    fn right(self, _: usize) {}
+
+    fn is_before(self, _: Self) -> bool {
+        false
+    }
+
+    fn kept(self) {}
 }
 
 impl MaxPool {
-    fn run<T: Element, W: Winners>(&mut self, xs: &[T]) -> Buffer<T> {
+    /// The largest elements, and the taps that won.
+    fn run<T: Element, P: Tap>(&self, xs: &[T]) -> (Buffer<T>, Vec<P::Kept>) {
         let ((n, h, w, c), (ho, wo)) = (self.dims, self.out);
         let row = wo * c;
         let mut ys = take::<T>(n * ho * row);
-        // Zeros that are never touched take no memory.
-        let mut winners = buffer::<u16>(ys.len());
+        let mut winners = buffer::<P::Kept>(ys.len());
         if row > 0 {
             // Some rows of an image are a task.
             let rows = (8 * 1024 / (w * c)).clamp(1, ho);
             let tasks = ys.chunks_mut(rows * row).zip(winners.chunks_mut(rows * row));
+            // A task leaves its rows to a later one: filling new ones takes as long as pooling.
+            let spare = Mutex::new(Vec::new());
+            let lock = || spare.lock().unwrap_or_else(PoisonError::into_inner);
             each(tasks, |i, (ys, winners)| {
-                let mut merged = Row::new(self.seen() * c);
+                let merged = lock().pop();
+                let mut merged = merged.unwrap_or_else(|| Row::<P>::new(self.seen() * c));
                 for (j, (ys, winners)) in
                     ys.chunks_exact_mut(row).zip(winners.chunks_exact_mut(row)).enumerate()
                 {
                     let row = i * rows + j;
                     let image = &xs[row / ho * h * w * c..][..h * w * c];
-                    merge::<T, W>(self, image, row % ho, &mut merged, ys, winners);
+                    merge::<T, P>(self, image, row % ho, &mut merged, ys, winners);
                 }
+                lock().push(merged);
             });
         }
-        self.winners = winners;
-        ys
+        (ys, winners)
     }
 }
 
@@ -106,7 +149,9 @@ impl Kernel for MaxPool {
     const NAME: &'static str = "max_pool2d";
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
-        self.run::<T, Kept>(maps[0])
+        let (ys, winners) = self.run::<T, i32>(maps[0]);
+        self.winners = winners;
+        ys
     }
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
@@ -131,44 +176,44 @@ impl Kernel for MaxPool {
 
 /// Largest elements, and which tap each comes from.
 #[derive(Clone)]
-struct Best {
+struct Best<P> {
     values: Vec<f32>,
-    taps: Vec<i32>,
+    taps: Vec<P>,
 }
 
 /// What a row of outputs is computed in: rows of the window merged over a row of the image with its padding, and
 /// columns merged after that. Each goes from one to the other: a loop that may leave elements as they are would
 /// become one of masked stores, which are slow.
-struct Row {
-    rows: [Best; 2],
-    columns: [Best; 2],
+struct Row<P> {
+    rows: [Best<P>; 2],
+    columns: [Best<P>; 2],
 }
 
-impl Row {
+impl<P: Tap> Row<P> {
     fn new(len: usize) -> Self {
-        let outside = Best { values: vec![f32::NEG_INFINITY; len], taps: vec![OUTSIDE; len] };
+        let outside = Best { values: vec![f32::NEG_INFINITY; len], taps: vec![P::OUTSIDE; len] };
         Self { rows: [outside.clone(), outside.clone()], columns: [outside.clone(), outside] }
     }
 }
 
 multiversion! {
     /// A row of outputs.
-    fn merge<T: Element, W: Winners>(
+    fn merge<T: Element, P: Tap>(
         pool: &MaxPool,
         image: &[T],
         y: usize,
-        row: &mut Row,
+        row: &mut Row<P>,
         ys: &mut [T],
-        winners: &mut [u16],
+        winners: &mut [P::Kept],
     ) {
         let ((_, _, w, c), window) = (pool.dims, &pool.window);
         let Row { rows: [rows, rows_after], columns: [columns, columns_after] } = row;
         let inside = window.padding.1 * c..(window.padding.1 + w) * c;
         rows.values[inside.clone()].fill(f32::NEG_INFINITY);
-        rows.taps[inside.clone()].fill(OUTSIDE);
+        rows.taps[inside.clone()].fill(P::OUTSIDE);
         for (ky, at) in pool.rows(y) {
-            let tap = (ky * window.kernel.1) as i32;
-            merge_rows::<T, W>(&image[at * w * c..][..w * c], tap, rows, rows_after, inside.clone());
+            let tap = P::new(ky * window.kernel.1);
+            merge_rows(&image[at * w * c..][..w * c], tap, rows, rows_after, inside.clone());
             std::mem::swap(rows, rows_after);
         }
         // Few channels: all places of the row, of which each stride-th is an output.
@@ -178,13 +223,13 @@ multiversion! {
         for first in 0..step {
             for kx in 0..window.kernel.1 {
                 let from = first * stride + kx * window.dilation.1 * c;
-                merge_columns::<W>(rows, from, kx, columns, columns_after, len);
+                merge_columns(rows, from, kx, columns, columns_after, len);
                 std::mem::swap(columns, columns_after);
             }
             for x in 0..at_once {
                 let out = (first + x) * c;
                 let (ys, winners) = (&mut ys[out..][..c], &mut winners[out..][..c]);
-                finish::<T, W>(&columns.values[x * stride..][..c], &columns.taps[x * stride..][..c], ys, winners);
+                finish(&columns.values[x * stride..][..c], &columns.taps[x * stride..][..c], ys, winners);
             }
         }
     }
@@ -192,30 +237,35 @@ multiversion! {
 
 /// Merges a row of the image.
 #[inline(always)]
-fn merge_rows<T: Element, W: Winners>(
+fn merge_rows<T: Element, P: Tap>(
     seen: &[T],
-    tap: i32,
-    best: &Best,
-    after: &mut Best,
+    tap: P,
+    best: &Best<P>,
+    after: &mut Best<P>,
     inside: Range<usize>,
 ) {
     let (values, taps) = (&best.values[inside.clone()], &best.taps[inside.clone()]);
     let (out, out_taps) = (&mut after.values[inside.clone()], &mut after.taps[inside]);
     for ((((&seen, &value), &of), out), out_tap) in seen.iter().zip(values).zip(taps).zip(out).zip(out_taps) {
-        (*out, *out_tap) = larger::<W>((seen.to_f32(), tap), (value, of));
+        (*out, *out_tap) = larger((seen.to_f32(), tap), (value, of));
     }
 }
 
 /// Merges `len` columns from `from` on; the first replaces what was there.
 #[inline(always)]
-fn merge_columns<W: Winners>(rows: &Best, from: usize, kx: usize, best: &Best, after: &mut Best, len: usize) {
+fn merge_columns<P: Tap>(
+    rows: &Best<P>,
+    from: usize,
+    kx: usize,
+    best: &Best<P>,
+    after: &mut Best<P>,
+    len: usize,
+) {
     let (seen, seen_taps) = (&rows.values[from..][..len], &rows.taps[from..][..len]);
     let (out, out_taps) = (&mut after.values[..len], &mut after.taps[..len]);
     if kx == 0 {
         out.copy_from_slice(seen);
-        if W::KEPT {
-            out_taps.copy_from_slice(seen_taps);
-        }
+        out_taps.copy_from_slice(seen_taps);
         return;
     }
     let (values, taps) = (&best.values[..len], &best.taps[..len]);
@@ -223,31 +273,25 @@ fn merge_columns<W: Winners>(rows: &Best, from: usize, kx: usize, best: &Best, a
     for ((((&seen, &tap), (&value, &of)), out), out_tap) in
         seen.zip(values.iter().zip(taps)).zip(out).zip(out_taps)
     {
-        (*out, *out_tap) = larger::<W>((seen, tap + kx as i32), (value, of));
+        (*out, *out_tap) = larger((seen, tap.right(kx)), (value, of));
     }
 }
 
 /// The larger of two elements, of equal ones that of the earlier tap; a NaN beats everything, as in PyTorch.
 #[inline(always)]
-fn larger<W: Winners>((seen, tap): (f32, i32), (value, of): (f32, i32)) -> (f32, i32) {
+fn larger<P: Tap>((seen, tap): (f32, P), (value, of): (f32, P)) -> (f32, P) {
     let larger = (seen > value) | seen.is_nan();
-    let value = if larger { seen } else { value };
-    if !W::KEPT {
-        return (value, of);
-    }
-    let earlier = larger | ((seen == value) & (tap < of));
-    (value, if earlier { tap } else { of })
+    let earlier = larger | ((seen == value) & tap.is_before(of));
+    (if larger { seen } else { value }, if earlier { tap } else { of })
 }
 
 #[inline(always)]
-fn finish<T: Element, W: Winners>(values: &[f32], taps: &[i32], ys: &mut [T], winners: &mut [u16]) {
+fn finish<T: Element, P: Tap>(values: &[f32], taps: &[P], ys: &mut [T], winners: &mut [P::Kept]) {
     for (y, &value) in ys.iter_mut().zip(values) {
         *y = T::from_f32(value);
     }
-    if W::KEPT {
-        for (winner, &tap) in winners.iter_mut().zip(taps) {
-            *winner = tap as u16;
-        }
+    for (winner, &tap) in winners.iter_mut().zip(taps) {
+        *winner = tap.kept();
     }
 }
 
