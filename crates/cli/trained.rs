@@ -7,7 +7,7 @@ use candle_core::Device;
 use std::path::{Path, PathBuf};
 use zoo::weights::{self, Cache, DEFAULT_TAG, KnownBy, StateDict};
 use zoo::{Model, Params, Preprocessing, Spec, WeightFile, infer_config};
-use zoo_data::{CatalogEntry, Meta, Preprocess, Reading};
+use zoo_data::{CatalogEntry, Meta, Preprocess, Reading, imagenet_classes};
 use zoo_trainer::{Checkpoint, CheckpointMeta, Input, RunDir, TrainConfig};
 
 /// ImageNet's mean and standard deviation, which most published weights for colour images were trained with.
@@ -162,6 +162,17 @@ impl Found {
         Ok(Trained { model, meta })
     }
 
+    /// Those of the data set, if it has names for its classes; those of ImageNet for weights that are known to be
+    /// trained on it.
+    fn class_names(&self, dataset: Option<&Meta>) -> Vec<String> {
+        let of_imagenet = |(file, _): &(WeightFile, KnownBy)| file.dataset == "imagenet";
+        match dataset {
+            Some(meta) => meta.classes.clone(),
+            None if self.published.as_ref().is_some_and(of_imagenet) => imagenet_classes(),
+            None => Vec::new(),
+        }
+    }
+
     /// What a checkpoint would say of weights that say nothing: what is published about them, else what suits
     /// the data set, else ImageNet.
     fn describe(
@@ -188,7 +199,7 @@ impl Found {
         Ok(CheckpointMeta {
             model: self.spec.name.into(),
             num_classes: config.num_classes,
-            classes: dataset.map(|meta| meta.classes.clone()).unwrap_or_default(),
+            classes: self.class_names(dataset),
             input: Input { in_chans, image_size: side, resize, interpolation, mean, std },
             dataset: dataset.map(|meta| meta.name.clone()).unwrap_or_default(),
             vocabulary: None,

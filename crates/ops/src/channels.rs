@@ -130,8 +130,8 @@ pub fn channel_shuffle(xs: &FeatureMap, groups: usize) -> Result<FeatureMap> {
     }
     match xs.view()? {
         View::Cpu(xs) => {
-            let from = (0..c).map(|channel| channel % groups * (c / groups) + channel / groups).collect();
-            Ok(FeatureMap::slot(Permuted(from).apply(&[&xs], &[], xs.dims())?))
+            let shuffled = Transposed { rows: groups, columns: c / groups };
+            Ok(FeatureMap::slot(shuffled.apply(&[&xs], &[], xs.dims())?))
         }
         View::Reference(xs) => {
             let grouped = xs.reshape((n * h * w, groups, c / groups))?;
@@ -153,8 +153,7 @@ pub fn flatten(xs: &FeatureMap) -> Result<FeatureMap> {
         View::Reference(xs) => Ok(FeatureMap::stored(xs.permute((0, 3, 1, 2))?.contiguous()?.reshape(dims)?)),
         View::Cpu(xs) if c == 1 || h * w == 1 => Ok(FeatureMap::slot(xs.reshape(dims))),
         View::Cpu(xs) => {
-            let from = (0..dims.3).map(|i| i % (h * w) * c + i / (h * w)).collect();
-            Ok(FeatureMap::slot(Permuted(from).apply(&[&xs], &[], dims)?))
+            Ok(FeatureMap::slot(Transposed { rows: h * w, columns: c }.apply(&[&xs], &[], dims)?))
         }
         View::Traced(t) => {
             // A flat feature sees what the whole map sees.
@@ -291,44 +290,55 @@ impl Kernel for Stretches {
     }
 }
 
-/// A result in each stretch of which element `i` is the stretch's element `self.0[i]`; a permutation.
-struct Permuted(Vec<usize>);
-
-impl Permuted {
-    /// Elements of a task: whole stretches.
-    fn task(&self) -> usize {
-        self.0.len() * (8192 / self.0.len().max(1)).max(1)
-    }
+/// A result in which each stretch of rows × columns elements is transposed.
+struct Transposed {
+    rows: usize,
+    columns: usize,
 }
 
-impl Kernel for Permuted {
-    const NAME: &'static str = "permuted";
+impl Kernel for Transposed {
+    const NAME: &'static str = "transposed";
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
-        let (len, xs) = (self.0.len(), maps[0]);
-        let mut ys = take::<T>(xs.len());
-        chunks(&mut ys, self.task(), |i, ys| {
-            let xs = xs[i * self.task()..].chunks_exact(len);
-            for (ys, xs) in ys.chunks_exact_mut(len).zip(xs) {
-                for (y, &from) in ys.iter_mut().zip(&self.0) {
-                    *y = xs[from];
-                }
-            }
-        });
-        ys
+        transposed(maps[0], self.rows, self.columns)
     }
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
-        let (len, dys): (_, &[T]) = (self.0.len(), call.gradient);
-        let mut dxs = take::<T>(dys.len());
-        chunks(&mut dxs, self.task(), |i, dxs| {
-            let dys = dys[i * self.task()..].chunks_exact(len);
-            for (dxs, dys) in dxs.chunks_exact_mut(len).zip(dys) {
-                for (&dy, &from) in dys.iter().zip(&self.0) {
-                    dxs[from] = dy;
+        (vec![Some(transposed(call.gradient, self.columns, self.rows))], Vec::new())
+    }
+}
+
+fn transposed<T: Element>(xs: &[T], rows: usize, columns: usize) -> Buffer<T> {
+    const TASK: usize = 8192;
+    let len = (rows * columns).max(1);
+    let task = len * (TASK / len).max(1);
+    let mut ys = take::<T>(xs.len());
+    chunks(&mut ys, task, |i, ys| transpose(&xs[i * task..][..ys.len()], rows, columns, ys));
+    ys
+}
+
+multiversion! {
+    /// Each stretch on its own. Two rows or two columns, as ShuffleNet v2 has them, in a loop that fills registers.
+    fn transpose<T: Element>(xs: &[T], rows: usize, columns: usize, ys: &mut [T]) {
+        let len = rows * columns;
+        for (xs, ys) in xs.chunks_exact(len).zip(ys.chunks_exact_mut(len)) {
+            if rows == 2 {
+                let (first, second) = xs.split_at(columns);
+                for ((y, &a), &b) in ys.as_chunks_mut::<2>().0.iter_mut().zip(first).zip(second) {
+                    *y = [a, b];
+                }
+            } else if columns == 2 {
+                let (first, second) = ys.split_at_mut(rows);
+                for ((x, a), b) in xs.as_chunks::<2>().0.iter().zip(first).zip(second) {
+                    (*a, *b) = (x[0], x[1]);
+                }
+            } else {
+                for (i, xs) in xs.chunks_exact(columns).enumerate() {
+                    for (y, &x) in ys[i..].iter_mut().step_by(rows).zip(xs) {
+                        *y = x;
+                    }
                 }
             }
-        });
-        (vec![Some(dxs)], Vec::new())
+        }
     }
 }
