@@ -162,15 +162,11 @@ impl Found {
         Ok(Trained { model, meta })
     }
 
-    /// Those of the data set, if it has names for its classes; those of ImageNet for weights that are known to be
-    /// trained on it.
-    fn class_names(&self, dataset: Option<&Meta>) -> Vec<String> {
-        let of_imagenet = |(file, _): &(WeightFile, KnownBy)| file.dataset == "imagenet";
-        match dataset {
-            Some(meta) => meta.classes.clone(),
-            None if self.published.as_ref().is_some_and(of_imagenet) => imagenet_classes(),
-            None => Vec::new(),
-        }
+    /// Those of the data set; where none is known, those of ImageNet for as many classes.
+    fn class_names(&self, dataset: Option<&Meta>, num_classes: usize) -> Vec<String> {
+        let other = self.published.as_ref().is_some_and(|(file, _)| file.dataset != "imagenet");
+        let of_imagenet = || Some(imagenet_classes()).filter(|names| names.len() == num_classes && !other);
+        dataset.map(|meta| meta.classes.clone()).or_else(of_imagenet).unwrap_or_default()
     }
 
     /// What a checkpoint would say of weights that say nothing: what is published about them, else what suits
@@ -199,7 +195,7 @@ impl Found {
         Ok(CheckpointMeta {
             model: self.spec.name.into(),
             num_classes: config.num_classes,
-            classes: self.class_names(dataset),
+            classes: self.class_names(dataset, config.num_classes),
             input: Input { in_chans, image_size: side, resize, interpolation, mean, std },
             dataset: dataset.map(|meta| meta.name.clone()).unwrap_or_default(),
             vocabulary: None,
