@@ -33,7 +33,7 @@ ENOUGH = 95.0
 # The exit code of `zoo` for options that it does not take.
 WRONG_USAGE = 2
 
-# `zoo train` options of all models, and what some need instead.
+# `zoo train` options.
 SETTINGS = {
     "epochs": 40,
     "lr": 0.01,
@@ -47,7 +47,6 @@ SETTINGS = {
     "dropout": 0,
     "drop-path": 0,
 }
-EXCEPTIONS = {}
 
 FIELDS = "model dtype train_top1 train_loss epochs lr batch_size seed cpu_s wall_s".split()
 
@@ -80,7 +79,7 @@ def models(zoo):
     return [model["name"] for model in sorted(json.loads(done.stdout), key=lambda model: model["macs"])]
 
 
-def command(args, model, dtype, settings, folder):
+def command(args, model, dtype, folder):
     words = [args.zoo, "train", "--model", model, "--dtype", dtype, "--out", str(folder / "run"), "--quiet"]
     if model == "textcnn":
         (folder / "train.tsv").write_text(sentences())
@@ -88,7 +87,7 @@ def command(args, model, dtype, settings, folder):
         words += ["--dataset", "text", "--data-dir", str(folder)]
     else:
         words += ["--dataset", "shapes", "--limit-train", str(IMAGES), "--limit-test", "16"]
-    options = settings | {"seed": args.seed, "threads": args.threads}
+    options = SETTINGS | {"seed": args.seed, "threads": args.threads}
     return words + [word for option, value in options.items() for word in (f"--{option}", str(value))]
 
 
@@ -101,10 +100,9 @@ def epochs_of(folder):
 
 def train(args, model, dtype):
     """Trains one model until it knows the images; a row of the CSV file."""
-    settings = SETTINGS | EXCEPTIONS.get(model, {})
     with tempfile.TemporaryDirectory() as name:
         folder, start = pathlib.Path(name), time.monotonic()
-        words, errors = command(args, model, dtype, settings, folder), folder / "stderr"
+        words, errors = command(args, model, dtype, folder), folder / "stderr"
         with errors.open("w") as stderr:
             process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
@@ -126,8 +124,8 @@ def train(args, model, dtype):
         "train_top1": round(last["train_top1"], 2),
         "train_loss": "" if last["train_loss"] is None else f"{last['train_loss']:.4g}",
         "epochs": first + 1,
-        "lr": settings["lr"],
-        "batch_size": settings["batch-size"],
+        "lr": SETTINGS["lr"],
+        "batch_size": SETTINGS["batch-size"],
         "seed": args.seed,
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
         "wall_s": round(time.monotonic() - start, 1),
