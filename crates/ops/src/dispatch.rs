@@ -33,8 +33,9 @@ pub fn path(device: &Device, dtype: DType) -> Path {
 static STRICT_F32: AtomicBool = AtomicBool::new(false);
 
 /// Whether the CPU kernels keep to algorithms that are as exact as direct sums in f32, from now on in the whole
-/// process. By default they may use Winograd's minimal filtering, whose largest error is some seven times as
-/// large (`conv2d/cpu/README.md` has figures) and which takes a quarter of the multiplications.
+/// process. By default they may use Winograd's minimal filtering on tiles of 4×4 outputs, whose largest error is some
+/// seven times as large (`conv2d/cpu/README.md` has figures) and which takes a quarter of the multiplications; strictly,
+/// on tiles of 2×2, which takes four ninths of them.
 pub fn set_strict_f32(strict: bool) {
     STRICT_F32.store(strict, Ordering::Relaxed);
 }
@@ -48,6 +49,9 @@ pub(crate) fn strict_f32() -> bool {
 pub enum InstructionSet {
     /// What every machine of this architecture has.
     Portable,
+    /// 64-bit ARM.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// x86-64 with AVX2 and FMA.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
@@ -61,6 +65,8 @@ impl InstructionSet {
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Amx => "amx",
@@ -98,7 +104,12 @@ fn detect() -> InstructionSet {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn detect() -> InstructionSet {
+    InstructionSet::Neon
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn detect() -> InstructionSet {
     InstructionSet::Portable
 }

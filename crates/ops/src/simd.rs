@@ -140,6 +140,73 @@ impl Vector for Portable {
     }
 }
 
+/// NEON, which every 64-bit ARM processor has.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Neon(std::arch::aarch64::float32x4_t);
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "processor instructions")]
+impl Vector for Neon {
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: every processor of this architecture has NEON.
+        Self(unsafe { std::arch::aarch64::vdupq_n_f32(x) })
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self, b: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { std::arch::aarch64::vfmaq_f32(self.0, a.0, b.0) })
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { std::arch::aarch64::vaddq_f32(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn clamp(self, low: Self, high: Self) -> Self {
+        // SAFETY: as above. These give NaN where either is one.
+        Self(unsafe { std::arch::aarch64::vminq_f32(high.0, std::arch::aarch64::vmaxq_f32(low.0, self.0)) })
+    }
+
+    type Choice = usize;
+
+    #[inline(always)]
+    fn choice(_: usize, index: usize) -> usize {
+        index
+    }
+
+    #[inline(always)]
+    unsafe fn spread<const G: usize>(at: *const f32, j: usize, choice: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match G {
+                1 => Self::load(at.add(j * 4)),
+                // A group that is one register or more is a load of one float.
+                4.. => Self::splat(*at.add(j * 4 / G * G + choice)),
+                _ => Self::load(Portable::spread::<G>(at, j, choice).0.as_ptr()),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(at: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { std::arch::aarch64::vld1q_f32(at) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { std::arch::aarch64::vst1q_f32(at, self.0) }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
     ($(#[$meta:meta])* $name:ident($register:ty), $lanes:literal, $set1:ident, $fma:ident, $add:ident, $max:ident, $min:ident, $load:ident, $store:ident, $spread:ident) => {

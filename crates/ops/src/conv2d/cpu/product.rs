@@ -6,6 +6,8 @@
 
 use super::finish::{End, write};
 use crate::dispatch::{InstructionSet, instruction_set};
+#[cfg(target_arch = "aarch64")]
+use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Portable, Vector};
@@ -72,6 +74,15 @@ struct Kernels {
 static PORTABLE: Kernels =
     Kernels { width: 8, tiles: &[portable::<1>, portable::<2>, portable::<3>, portable::<4>] };
 
+#[cfg(target_arch = "aarch64")]
+static NEON: Kernels = Kernels {
+    width: 8,
+    tiles: &[
+        neon::<1>, neon::<2>, neon::<3>, neon::<4>, neon::<5>, neon::<6>, neon::<7>, neon::<8>, neon::<9>,
+        neon::<10>, neon::<11>, neon::<12>,
+    ],
+};
+
 #[cfg(target_arch = "x86_64")]
 static AVX2: Kernels =
     Kernels { width: 16, tiles: &[avx2::<1>, avx2::<2>, avx2::<3>, avx2::<4>, avx2::<5>, avx2::<6>] };
@@ -101,6 +112,8 @@ fn kernels() -> &'static Kernels {
         InstructionSet::Avx512 | InstructionSet::Amx => &AVX512,
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 => &AVX2,
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon => &NEON,
         _ => &PORTABLE,
     }
 }
@@ -238,6 +251,13 @@ unsafe fn compute<V: Vector, const M: usize>(tile: &Tile<'_>) {
 unsafe fn portable<const M: usize>(tile: &Tile<'_>) {
     // SAFETY: the caller's promise.
     unsafe { compute::<Portable, M>(tile) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "see `compute`")]
+unsafe fn neon<const M: usize>(tile: &Tile<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { compute::<Neon, M>(tile) }
 }
 
 #[cfg(target_arch = "x86_64")]

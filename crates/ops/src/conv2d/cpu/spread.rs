@@ -7,6 +7,8 @@
 use super::finish::{End, write};
 use super::product::{Left, Out, Right, first_column, panel_width};
 use crate::dispatch::{InstructionSet, instruction_set};
+#[cfg(target_arch = "aarch64")]
+use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Portable, Vector};
@@ -148,12 +150,16 @@ macro_rules! compiled {
 }
 
 compiled!(portable, Portable);
+#[cfg(target_arch = "aarch64")]
+compiled!(neon, Neon);
 #[cfg(target_arch = "x86_64")]
 compiled!(avx2, Avx2, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 compiled!(avx512, Avx512, "avx512f");
 
 static PORTABLE: Kernels = kernels!(portable);
+#[cfg(target_arch = "aarch64")]
+static NEON: Kernels = kernels!(neon);
 #[cfg(target_arch = "x86_64")]
 static AVX2: Kernels = kernels!(avx2);
 #[cfg(target_arch = "x86_64")]
@@ -165,6 +171,8 @@ fn kernels() -> &'static Kernels {
         InstructionSet::Avx512 | InstructionSet::Amx => &AVX512,
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 => &AVX2,
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon => &NEON,
         _ => &PORTABLE,
     }
 }
