@@ -126,7 +126,7 @@ struct Choice {
     window: String,
     /// Multiply-adds of a direct sum, per image.
     macs: u64,
-    algorithm: String,
+    algorithm: &'static str,
     /// Milliseconds of a forward pass, with what is fused with it; null where the kernels do not serve it.
     forward_ms: Option<f64>,
 }
@@ -145,12 +145,12 @@ impl Choices {
                 thousands(layer.macs),
                 of_time(&|ms| format!("{ms:.2}")),
                 of_time(&|ms| format!("{:.1}", layer.macs as f64 * batch / ms / 1e6)),
-                layer.algorithm.clone(),
+                layer.algorithm.into(),
             ]);
         }
         let of_layers: f64 = self.layers.iter().filter_map(|layer| layer.forward_ms).sum();
         format!(
-            "{}, {} at a time, on {}; gradients go the same way unless said\n\n{table}\n\n\
+            "{}, {} at a time, on {}; gradients go the same way\n\n{table}\n\n\
              {:.2} ms a forward pass, {:.2} of it in other layers",
             self.model,
             count(self.batch_size, "image"),

@@ -20,7 +20,7 @@ pub(crate) struct Common {
     /// CPU threads to use; all cores if not given. The results do not depend on it
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Convolve as exactly as direct sums in f32 do, without Winograd's minimal filtering; slower
+    /// Convolve as exactly as direct sums in f32 do, without Winograd's F(4×4, 3×3); slower
     #[arg(long, global = true)]
     strict_f32: bool,
     /// The number that all random choices come from; the same seed gives the same result [default: 0]

@@ -68,7 +68,7 @@ fn summary_says_which_form_it_shows() {
     assert_eq!(heading("squeezenet1_1"), "squeezenet1_1 on images of 3×224×224, 1,000 classes");
 }
 
-/// The algorithm of each convolution depends on its shape, and `--strict-f32` leaves the less exact one out.
+/// The algorithm of each convolution depends on its shape, and `--strict-f32` leaves the less exact ones out.
 #[test]
 fn bench_explains_its_choices() {
     let algorithms = |more: &str| -> Vec<String> {
@@ -77,10 +77,10 @@ fn bench_explains_its_choices() {
         layers.as_array().unwrap().iter().map(|layer| layer["algorithm"].as_str().unwrap().into()).collect()
     };
     let (usual, strict) = (algorithms(""), algorithms("--strict-f32"));
-    let of_winograd = |algorithms: &[String]| algorithms.iter().filter(|a| a.contains("winograd")).count();
+    let count = |algorithms: &[String], name| algorithms.iter().filter(|a| *a == name).count();
     // Two stages of six, but for the first of each, which is strided.
-    assert_eq!((usual.len(), of_winograd(&usual)), (20, 10));
-    assert_eq!((strict.len(), of_winograd(&strict)), (20, 0));
+    assert_eq!([count(&usual, "winograd f4x4"), count(&usual, "implicit gemm")], [10, 10]);
+    assert_eq!([count(&strict, "winograd f2x2"), count(&strict, "implicit gemm")], [5, 15]);
 }
 
 /// Everything that is printed for people fits in 100 columns.

@@ -138,9 +138,77 @@ impl Drop for Tiles {
 }
 
 /// A word of a packed right matrix: two elements, one below the other.
-pub(crate) fn word(upper: f32, lower: f32) -> f32 {
-    let bits = |x: f32| u32::from(<bf16 as crate::element::Element>::from_f32(x).to_bits());
-    f32::from_bits(bits(upper) | bits(lower) << 16)
+#[inline(always)]
+pub(crate) fn word(upper: bf16, lower: bf16) -> f32 {
+    f32::from_bits(u32::from(upper.to_bits()) | u32::from(lower.to_bits()) << 16)
+}
+
+/// The elements of words, two of each.
+pub(crate) fn elements(words: &[f32]) -> &[bf16] {
+    #[expect(unsafe_code, reason = "the same memory as another type")]
+    // SAFETY: a word is as long as two elements and aligned as they must be; every bit pattern is one of either.
+    unsafe {
+        std::slice::from_raw_parts(words.as_ptr().cast(), 2 * words.len())
+    }
+}
+
+/// Turns a matrix of words round: `xs` has rows of `columns` words, `out` columns of them. Both numbers are
+/// multiples of eight.
+///
+/// # Panics
+/// Where they are not, or [`crate::dispatch::instruction_set`] is less than AVX2.
+pub(crate) fn transpose(xs: &[f32], columns: usize, out: &mut [f32]) {
+    use crate::dispatch::{InstructionSet, instruction_set};
+    let rows = xs.len() / columns;
+    assert!(instruction_set() >= InstructionSet::Avx2);
+    assert!(rows.is_multiple_of(8) && columns.is_multiple_of(8));
+    assert!(xs.len() == rows * columns && out.len() == xs.len());
+    for row in (0..rows).step_by(8) {
+        for column in (0..columns).step_by(8) {
+            let (from, to) = (row * columns + column, column * rows + row);
+            #[expect(unsafe_code, reason = "processor instructions")]
+            // SAFETY: AVX2 is there. A square of eight is read from within `xs` and written within `out`, whose
+            // rows are `columns` and `rows` long.
+            unsafe {
+                transpose_square(xs.as_ptr().add(from), columns, out.as_mut_ptr().add(to), rows);
+            }
+        }
+    }
+}
+
+/// Eight rows of eight words, `pitch` apart, to eight that are `out_pitch` apart.
+///
+/// # Safety
+/// The processor has AVX2, and both squares lie in memory that may be read and written.
+#[expect(unsafe_code, reason = "processor instructions")]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose_square(xs: *const f32, pitch: usize, out: *mut f32, out_pitch: usize) {
+    use std::arch::x86_64::*;
+    // SAFETY: the contract of this function.
+    let row = |i: usize| unsafe { _mm256_loadu_ps(xs.add(i * pitch)) };
+    let rows: [__m256; 8] = std::array::from_fn(row);
+    // Words of two rows, then of four, then of all.
+    let pairs: [[__m256; 2]; 4] = std::array::from_fn(|i| {
+        let (a, b) = (rows[2 * i], rows[2 * i + 1]);
+        [_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)]
+    });
+    let fours: [[__m256; 4]; 2] = std::array::from_fn(|i| {
+        let ([a, b], [c, d]) = (pairs[2 * i], pairs[2 * i + 1]);
+        [
+            _mm256_shuffle_ps::<0x44>(a, c),
+            _mm256_shuffle_ps::<0xee>(a, c),
+            _mm256_shuffle_ps::<0x44>(b, d),
+            _mm256_shuffle_ps::<0xee>(b, d),
+        ]
+    });
+    let [low, high] = fours;
+    for (i, (low, high)) in low.into_iter().zip(high).enumerate() {
+        // SAFETY: the contract of this function.
+        unsafe {
+            _mm256_storeu_ps(out.add(i * out_pitch), _mm256_permute2f128_ps::<0x20>(low, high));
+            _mm256_storeu_ps(out.add((i + 4) * out_pitch), _mm256_permute2f128_ps::<0x31>(low, high));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -164,7 +232,8 @@ mod tests {
             let (step, rest) = (i / STEP_WORDS, i % STEP_WORDS);
             let (half, pair, column) = (rest / 256, rest % 256 / 16, rest % 16);
             let k = step * STEP + 2 * pair;
-            *packed = word(element(k, half * 16 + column), element(k + 1, half * 16 + column));
+            let element = |k: usize| bf16::from_f32(element(k, half * 16 + column));
+            *packed = word(element(k), element(k + 1));
         }
         let mut out = [f32::NAN; SIDE * SIDE];
         Tiles::configure().product(&left, pitch, &right, &mut out);
@@ -175,6 +244,21 @@ mod tests {
             };
             let expected: f64 = (0..depth).map(product).sum();
             assert!((f64::from(found) - expected).abs() < 1e-4, "{i}: {found} for {expected}");
+        }
+    }
+
+    #[test]
+    fn a_matrix_is_turned_round() {
+        if instruction_set() < InstructionSet::Avx2 {
+            eprintln!("no AVX2 here: nothing was tested");
+            return;
+        }
+        let (rows, columns) = (24, 32);
+        let xs: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+        let mut out = vec![f32::NAN; xs.len()];
+        transpose(&xs, columns, &mut out);
+        for (i, x) in out.into_iter().enumerate() {
+            assert_eq!(x, xs[i % rows * columns + i / rows]);
         }
     }
 }

@@ -37,8 +37,14 @@ type Prepared = HashMap<(TensorId, Form), Arc<Buffer<f32>>>;
 /// A way in which kernels arrange weights; two of the same form and tensor are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Form {
-    Panels { bf16: bool },
-    Winograd { bf16: bool },
+    Panels {
+        bf16: bool,
+    },
+    /// For tiles of so many outputs along a side.
+    Winograd {
+        bf16: bool,
+        side: usize,
+    },
 }
 
 thread_local! {

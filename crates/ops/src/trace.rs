@@ -28,7 +28,7 @@ pub struct Row {
     /// Input pixels, along the longer axis, that one output pixel sees.
     pub receptive_field: usize,
     /// How the CPU kernels compute it, where they have a choice.
-    pub algorithm: Option<String>,
+    pub algorithm: Option<&'static str>,
 }
 
 /// The rows that a traced map leaves, shared with every map that came from it.
@@ -77,7 +77,7 @@ pub(crate) struct Step {
     pub(crate) groups: usize,
     pub(crate) params: usize,
     pub(crate) macs: u64,
-    pub(crate) algorithm: Option<String>,
+    pub(crate) algorithm: Option<&'static str>,
 }
 
 impl Step {

@@ -7,7 +7,6 @@ mod spread;
 mod winograd;
 
 use super::Geometry;
-use crate::dispatch::strict_f32;
 use crate::element::{Element, Elements, by_element};
 use crate::inference::is_running;
 use crate::parallel::map;
@@ -33,16 +32,18 @@ impl Algorithm {
     fn name(self) -> &'static str {
         match self {
             Self::Narrow => "narrow groups",
+            Self::Winograd if winograd::outputs() == 2 => "winograd f2x2",
             Self::Winograd => "winograd f4x4",
             Self::Gemm => "implicit gemm",
         }
     }
 }
 
-fn algorithm(g: &Geometry) -> Algorithm {
+/// On AMX a product in bf16 is quicker than minimal filtering in f32.
+fn algorithm(g: &Geometry, dtype: DType) -> Algorithm {
     if gemm::is_narrow(g) {
         Algorithm::Narrow
-    } else if !strict_f32() && winograd::serves(g) {
+    } else if !gemm::on_tiles(g, dtype) && winograd::serves(g) {
         Algorithm::Winograd
     } else {
         Algorithm::Gemm
@@ -50,14 +51,8 @@ fn algorithm(g: &Geometry) -> Algorithm {
 }
 
 /// What serves a convolution of maps in `dtype`, in words.
-pub(super) fn describe(g: &Geometry, dtype: DType) -> String {
-    let name = algorithm(g).name();
-    if gemm::on_tiles(g, dtype) { format!("bf16 on amx; weight gradient {name}") } else { name.into() }
-}
-
-/// For forward and input gradient: on AMX a product in bf16 is quicker than minimal filtering in f32.
-fn correlation<T: Element>(g: &Geometry) -> Algorithm {
-    if gemm::on_tiles(g, T::DTYPE) { Algorithm::Gemm } else { algorithm(g) }
+pub(super) fn describe(g: &Geometry, dtype: DType) -> &'static str {
+    if gemm::on_tiles(g, dtype) { "bf16 on amx" } else { algorithm(g, dtype).name() }
 }
 
 /// A convolution's weight [c_out, c_in / groups, kh, kw]; with the tensor's identity where it may be kept as
@@ -83,7 +78,7 @@ pub(super) fn conv2d(xs: &Slot, weight: &Tensor, bias: Option<&Tensor>, g: Geome
 }
 
 fn forward<T: Element>(g: &Geometry, xs: &[T], weight: Weight<'_>, finish: &Finish<'_, T>) -> Buffer<T> {
-    match correlation::<T>(g) {
+    match algorithm(g, T::DTYPE) {
         Algorithm::Winograd => winograd::forward(g, xs, weight, finish),
         Algorithm::Narrow | Algorithm::Gemm => gemm::forward(g, xs, weight, finish),
     }
@@ -146,11 +141,11 @@ impl Kernel for Conv2d {
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
         let (g, dy, weight): (_, &[T], _) = (&self.0, call.gradient, call.params[0]);
-        let dx = call.of_map[0].then(|| match correlation::<T>(g) {
+        let dx = call.of_map[0].then(|| match algorithm(g, T::DTYPE) {
             Algorithm::Winograd => winograd::input_gradient(g, dy, weight),
             Algorithm::Narrow | Algorithm::Gemm => gemm::input_gradient(g, dy, weight),
         });
-        let dw = call.of_param[0].then(|| match algorithm(g) {
+        let dw = call.of_param[0].then(|| match algorithm(g, T::DTYPE) {
             Algorithm::Winograd => winograd::weight_gradient(g, call.maps[0], dy),
             Algorithm::Narrow | Algorithm::Gemm => gemm::weight_gradient(g, call.maps[0], dy),
         });

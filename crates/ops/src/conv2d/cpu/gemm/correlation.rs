@@ -7,7 +7,7 @@ use super::reach::{Axis, Block, Patch, Reach, blocks};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
 use super::{TASKS, narrow, on_tiles};
-use crate::element::{Element, store};
+use crate::element::{Element, load, store};
 use crate::parallel::{each, map, with_scratch};
 use crate::pool::{Buffer, take};
 use std::ops::Range;
@@ -205,7 +205,7 @@ impl Correlation {
                 }
                 _ => {
                     for (copy, image) in copies.chunks_exact_mut(copy_len).zip(block.images.clone()) {
-                        patch.copy(&xs[image * image_len..][..image_len], self.source, c, copy);
+                        patch.copy(&xs[image * image_len..][..image_len], self.source, c, copy, load);
                     }
                     (&*copies, copy_len, 0)
                 }

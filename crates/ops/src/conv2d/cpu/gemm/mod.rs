@@ -12,6 +12,8 @@ mod pointwise;
 mod reach;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod tiles_gradient;
 mod weight_gradient;
 mod wide;
 
@@ -84,6 +86,10 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
 }
 
 pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
+    #[cfg(target_arch = "x86_64")]
+    if let (true, Some(xs), Some(dys)) = (on_tiles(g, T::DTYPE), T::as_bf16(xs), T::as_bf16(dys)) {
+        return tiles_gradient::run(g, xs, dys);
+    }
     match Wide::of(g) {
         _ if narrow::serves(g) => narrow::weight_gradient(g, xs, dys),
         _ if pointwise::serves(g) => pointwise::weight_gradient(g, xs, dys),
@@ -136,7 +142,7 @@ fn turned(g: &Geometry, weight: &[f32]) -> Option<(Geometry, Vec<f32>)> {
 
 pub(super) use narrow::serves as is_narrow;
 
-/// Whether a correlation of maps in `dtype` runs on AMX.
+/// Whether a convolution of maps in `dtype` runs on AMX.
 pub(super) fn on_tiles(g: &Geometry, dtype: DType) -> bool {
     instruction_set() == InstructionSet::Amx && dtype == DType::BF16 && g.groups == 1
 }

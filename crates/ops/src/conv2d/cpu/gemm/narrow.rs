@@ -261,7 +261,7 @@ fn add_block<T: Element>(
     with_scratch(copies_len + if in_place.is_some() { 0 } else { dys.len() + width }, |scratch| {
         let (copies, moved) = scratch.split_at_mut(copies_len);
         for (copy, image) in copies.chunks_exact_mut(patch.len()).zip(block.images.clone()) {
-            patch.copy(&xs[image * image_len..][..image_len], g.size, c, copy);
+            patch.copy(&xs[image * image_len..][..image_len], g.size, c, copy, load);
         }
         let dys = in_place.unwrap_or_else(|| {
             load(&mut moved[..dys.len()], dys);

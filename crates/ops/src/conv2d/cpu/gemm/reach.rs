@@ -1,7 +1,7 @@
 //! What outputs see of a map: taps along an axis, the rectangle that a block of outputs reaches, its copy.
 
 use super::super::super::Geometry;
-use crate::element::{Element, load};
+use crate::element::Element;
 use std::ops::Range;
 
 /// One axis of a correlation.
@@ -100,13 +100,14 @@ impl Patch {
         self.rows * self.columns * self.pixel
     }
 
-    /// Copies the rectangle from an image [height, width, channels], zeros where it is outside.
-    pub(super) fn copy<T: Element>(
+    /// Copies the rectangle from an image [height, width, channels] by `load`, zeros where it is outside.
+    pub(super) fn copy<T: Element, O: Element>(
         &self,
         image: &[T],
         (h, w): (usize, usize),
         channels: usize,
-        out: &mut [f32],
+        out: &mut [O],
+        load: impl Fn(&mut [O], &[T]),
     ) {
         let (y, x) = self.corner;
         let before = (x.min(0).unsigned_abs()).min(self.columns);
@@ -114,13 +115,13 @@ impl Patch {
         for (row, out) in out.chunks_exact_mut(self.columns * self.pixel).take(self.rows).enumerate() {
             let at = y + row as isize;
             if at < 0 || at >= h as isize || inside == 0 {
-                out.fill(0.0);
+                out.fill(O::default());
                 continue;
             }
             let (left, rest) = out.split_at_mut(before * self.pixel);
             let (middle, right) = rest.split_at_mut(inside * self.pixel);
-            left.fill(0.0);
-            right.fill(0.0);
+            left.fill(O::default());
+            right.fill(O::default());
             let seen = &image[(at as usize * w + x.max(0) as usize) * channels..][..inside * channels];
             if self.pixel == channels {
                 load(middle, seen);

@@ -45,8 +45,8 @@ pub(super) fn pack<R: Copy>(
                 let rows = [k, k + 1].map(|k| (k < depth).then(|| row(k)));
                 for (i, column) in (panel * SIDE..panel * SIDE + SIDE).enumerate() {
                     let element = |row: Option<R>| match row {
-                        Some(row) if column < columns => weight(row, column),
-                        _ => 0.0,
+                        Some(row) if column < columns => bf16::from_f32(weight(row, column)),
+                        _ => bf16::ZERO,
                     };
                     let at = (i / HALF * (STEP / 2) + pair) * HALF + i % HALF;
                     out[at] = word(element(rows[0]), element(rows[1]));

@@ -94,7 +94,7 @@ fn add_block<T: Element>(
     with_scratch(block.images.len() * patch.len() + moved_len, |scratch| {
         let (copies, moved) = scratch.split_at_mut(block.images.len() * patch.len());
         for (copy, image) in copies.chunks_exact_mut(patch.len()).zip(block.images.clone()) {
-            patch.copy(&xs[image * image_len..][..image_len], g.size, g.c_in, copy);
+            patch.copy(&xs[image * image_len..][..image_len], g.size, g.c_in, copy, load);
         }
         // The output gradient as [group][panel][pixel][panel width].
         for i in 0..if in_place.is_some() { 0 } else { pixels } {

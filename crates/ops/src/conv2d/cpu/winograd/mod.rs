@@ -1,9 +1,10 @@
-//! Winograd's minimal filtering F(4×4, 3×3) (Lavin and Gray, arXiv 1509.09308) for 3×3 convolutions of stride
-//! 1: a tile of 4×4 outputs takes 36 multiplications per pair of channels instead of 144.
+//! Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308) for 3×3 convolutions of stride 1. With
+//! F(4×4, 3×3) a tile of 4×4 outputs takes 36 multiplications per pair of channels instead of 144; with
+//! F(2×2, 3×3), as exact as direct sums, a tile of 2×2 takes 16 instead of 36.
 //!
-//! With the transforms B, G and A of the paper's section 4.3, a tile of outputs is
+//! With the transforms B, G and A of the paper's sections 4.1 and 4.3, a tile of outputs is
 //! Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A. The elementwise products of all tiles and channels are one matrix product for
-//! each of the 36 positions. The weight gradient is the exact adjoint, Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ d B) ] G, summed
+//! each position of a transformed tile. The weight gradient is the exact adjoint, Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ d B) ] G, summed
 //! over tiles.
 //!
 //! While the transformed filters are small, a task takes a few tiles through all three steps, which stay in its
@@ -15,6 +16,7 @@ use super::super::Geometry;
 use super::finish::{End, Finish};
 use super::product::{Left, Out, Right, multiply, panel_width};
 use super::{Weight, from_columns};
+use crate::dispatch::strict_f32;
 use crate::element::Element;
 use crate::inference::{Form, prepared};
 use crate::parallel::{buffer, chunks, each, with_scratch};
@@ -23,25 +25,65 @@ use candle_core::{DType, TensorId};
 use std::ops::Range;
 use std::sync::Arc;
 use transform::{
-    Target, Window, from_filter_gradients, input_tile, output_gradient_tile, output_tile, to_filters,
+    F2, F4, Filtering, Target, Window, from_filter_gradients, input_tile, output_gradient_tile, output_tile,
+    to_filters,
 };
-
-/// Positions of a transformed tile: 6×6.
-const POSITIONS: usize = 36;
 
 /// Elements between the data of neighbouring positions. A transform writes to all of them at once, and those a
 /// power of two apart would share a few sets of the cache.
 const GAP: usize = 16;
 
-/// Whether this kernel is the quickest for a geometry. Below some thirty channels the transforms cost what the
-/// products save, and with few tiles a transformed filter is used too rarely to be worth reading.
+/// Whether this kernel is the quickest for a geometry. Below some thirty channels, and sixty with F(2×2, 3×3), the
+/// transforms cost what the products save, and with few tiles a transformed filter is used too rarely to be worth reading.
 pub(super) fn serves(g: &Geometry) -> bool {
     let w = &g.window;
     let shape = w.kernel == (3, 3) && w.stride == (1, 1) && w.dilation == (1, 1) && g.groups == 1;
     let padding = w.padding.0 <= 2 && w.padding.1 <= 2;
-    let tiles = g.n * g.out.0.div_ceil(4) * g.out.1.div_ceil(4);
-    let channels = g.c_in.min(g.c_out);
-    shape && padding && channels >= 32 && tiles >= 16 && tiles * channels >= 1024
+    let (tiles, channels) = (Tiles::new(g, outputs()).count(), g.c_in.min(g.c_out));
+    let least = if strict_f32() { 64 } else { 32 };
+    shape && padding && channels >= least && tiles >= 16 && tiles * channels >= 1024
+}
+
+/// Outputs along a side of a tile.
+pub(super) fn outputs() -> usize {
+    if strict_f32() { F2::OUTPUTS } else { F4::OUTPUTS }
+}
+
+/// A transform of one tile into its place in every block of every position: `slices[position * blocks + block]`.
+type Transform<T> = fn(Window<'_, T>, &mut [&mut [f32]], Store, usize);
+
+/// The transforms of one of the two forms of filtering.
+#[derive(Clone, Copy)]
+struct Scheme<T> {
+    /// Outputs along a side of a tile.
+    side: usize,
+    input: Transform<T>,
+    output_gradient: Transform<T>,
+    output: fn(&[f32], Store, usize, Target<'_, T>),
+    filters: fn(&[f32], &mut [&mut [f32]], usize),
+    filter_gradients: fn(&[&[f32]], usize, &mut [f32]),
+}
+
+impl<T: Element> Scheme<T> {
+    fn of<F: Filtering>() -> Self {
+        Self {
+            side: F::OUTPUTS,
+            input: input_tile::<T, F>,
+            output_gradient: output_gradient_tile::<T, F>,
+            output: output_tile::<T, F>,
+            filters: to_filters::<F>,
+            filter_gradients: from_filter_gradients::<F>,
+        }
+    }
+
+    fn choose() -> Self {
+        if strict_f32() { Self::of::<F2>() } else { Self::of::<F4>() }
+    }
+
+    /// Positions of a transformed tile.
+    fn positions(&self) -> usize {
+        (self.side + 2) * (self.side + 2)
+    }
 }
 
 /// Transformed data of a set of tiles: [position][block of channels][tile][channel of the block], neighbouring
@@ -82,8 +124,8 @@ impl Store {
         self.blocks() * self.block_len() + GAP
     }
 
-    fn len(&self) -> usize {
-        POSITIONS * self.position_len()
+    fn len(&self, positions: usize) -> usize {
+        positions * self.position_len()
     }
 
     /// Where a tile's channel lies in a position's data.
@@ -92,9 +134,11 @@ impl Store {
     }
 }
 
-/// The tiles of a batch. A *strip* is a row of tiles of one image: up to four whole rows of pixels.
+/// The tiles of a batch. A *strip* is a row of tiles of one image: whole rows of pixels.
 #[derive(Clone, Copy)]
 struct Tiles {
+    /// Outputs along a side of a tile.
+    side: usize,
     /// Strips of an image, and tiles of a strip.
     strips: usize,
     columns: usize,
@@ -102,8 +146,8 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn new(g: &Geometry) -> Self {
-        Self { strips: g.out.0.div_ceil(4), columns: g.out.1.div_ceil(4), images: g.n }
+    fn new(g: &Geometry, side: usize) -> Self {
+        Self { side, strips: g.out.0.div_ceil(side), columns: g.out.1.div_ceil(side), images: g.n }
     }
 
     fn count(&self) -> usize {
@@ -121,7 +165,7 @@ impl Tiles {
     fn for_each(&self, strips: Range<usize>, mut f: impl FnMut(usize, usize, (usize, usize))) {
         for (i, strip) in strips.enumerate() {
             for column in 0..self.columns {
-                let corner = (strip % self.strips * 4, column * 4);
+                let corner = (strip % self.strips * self.side, column * self.side);
                 f(i * self.columns + column, strip / self.strips, corner);
             }
         }
@@ -148,7 +192,8 @@ impl<'a, T: Element> Source<'a, T> {
 /// The filters of a convolution. The taps for (c_in, c_out) start at `c_in · steps.0 + c_out · steps.1`, and are
 /// read backwards where the filters are `turned`.
 #[derive(Clone, Copy)]
-struct Filters<'a> {
+struct Filters<'a, T> {
+    scheme: Scheme<T>,
     weight: &'a [f32],
     c_in: usize,
     c_out: usize,
@@ -156,7 +201,7 @@ struct Filters<'a> {
     turned: bool,
 }
 
-impl Filters<'_> {
+impl<T: Element> Filters<'_, T> {
     fn panels(&self) -> usize {
         self.c_out.div_ceil(panel_width())
     }
@@ -167,7 +212,7 @@ impl Filters<'_> {
     }
 
     /// G g Gᵀ for a panel's channels, rounded as `T` stores weights: `out[position]` is [c_in][panel width].
-    fn transform<T: Element>(&self, panel: usize, out: &mut [&mut [f32]]) {
+    fn transform(&self, panel: usize, out: &mut [&mut [f32]]) {
         const STEP: usize = 16;
         let width = panel_width();
         let channels = panel * width..(panel * width + width).min(self.c_out);
@@ -185,17 +230,17 @@ impl Filters<'_> {
                 }
             }
             for (i, ci) in inputs.enumerate() {
-                to_filters(&taps[i * 9 * width..][..9 * width], out, ci * width);
+                (self.scheme.filters)(&taps[i * 9 * width..][..9 * width], out, ci * width);
             }
         }
     }
 
     /// All panels: [position][panel][c_in][panel width], positions [`GAP`] further apart.
-    fn transform_all<T: Element>(&self) -> Buffer<f32> {
+    fn transform_all(&self) -> Buffer<f32> {
         let (panels, panel_len) = (self.panels(), self.panel_len());
-        let mut out = take::<f32>(POSITIONS * (panels * panel_len + GAP));
+        let mut out = take::<f32>(self.scheme.positions() * (panels * panel_len + GAP));
         let parts = panels_of(&mut out, panels, panel_len);
-        each(parts, |panel, mut out| self.transform::<T>(panel, &mut out));
+        each(parts, |panel, mut out| self.transform(panel, &mut out));
         out
     }
 }
@@ -207,8 +252,9 @@ pub(super) fn forward<T: Element>(
     finish: &Finish<'_, T>,
 ) -> Buffer<T> {
     let (c_in, c_out) = (g.c_in, g.c_out);
-    let filters = Filters { weight: weight.values, c_in, c_out, steps: (9, c_in * 9), turned: false };
-    Convolution { g, tiles: Tiles::new(g), filters, id: weight.id }.run(xs, finish)
+    let (scheme, weight, id) = (Scheme::choose(), weight.values, weight.id);
+    let filters = Filters { scheme, weight, c_in, c_out, steps: (9, c_in * 9), turned: false };
+    Convolution { g, tiles: Tiles::new(g, scheme.side), filters, id }.run(xs, finish)
 }
 
 /// A convolution of the output gradient with the filters turned round.
@@ -217,21 +263,22 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     window.padding = (2 - g.window.padding.0, 2 - g.window.padding.1);
     let (c_in, c_out) = (g.c_out, g.c_in);
     let transposed = Geometry { size: g.out, c_in, out: g.size, c_out, window, ..*g };
-    let filters = Filters { weight, c_in, c_out, steps: (c_out * 9, 9), turned: true };
-    Convolution { g: &transposed, tiles: Tiles::new(&transposed), filters, id: None }
-        .run(dys, &Finish::nothing())
+    let scheme = Scheme::choose();
+    let filters = Filters { scheme, weight, c_in, c_out, steps: (c_out * 9, 9), turned: true };
+    let tiles = Tiles::new(&transposed, scheme.side);
+    Convolution { g: &transposed, tiles, filters, id: None }.run(dys, &Finish::nothing())
 }
 
 /// A convolution of stride 1.
-struct Convolution<'a> {
+struct Convolution<'a, T> {
     g: &'a Geometry,
     tiles: Tiles,
-    filters: Filters<'a>,
+    filters: Filters<'a, T>,
     /// Of the weight, where its transformed filters may be kept.
     id: Option<TensorId>,
 }
 
-impl Convolution<'_> {
+impl<T: Element> Convolution<'_, T> {
     /// Tiles of a task: a multiple of what a block of registers holds on every instruction set.
     const TASK_TILES: usize = 48;
 
@@ -245,7 +292,7 @@ impl Convolution<'_> {
     /// Tiles up to which transformed filters weigh more than they.
     const FEW_TILES: usize = 64;
 
-    fn run<T: Element>(&self, xs: &[T], finish: &Finish<'_, T>) -> Buffer<T> {
+    fn run(&self, xs: &[T], finish: &Finish<'_, T>) -> Buffer<T> {
         let mut ys = take::<T>(self.g.pixels() * self.g.c_out);
         let source =
             Source { maps: xs, size: self.g.size, channels: self.g.c_in, offset: self.g.window.padding };
@@ -255,23 +302,23 @@ impl Convolution<'_> {
         let least = if least > 0 { 1 << least.ilog2() } else { 1 };
         let tasks = self.tiles.tasks(least.max(count / Self::TASK_TILES));
         let (panels, panel_len) = (self.filters.panels(), self.filters.panel_len());
-        if POSITIONS * panels * panel_len * size_of::<f32>() <= Self::FILTER_BYTES {
-            let filters = self.all_filters::<T>();
+        if self.positions() * panels * panel_len * size_of::<f32>() <= Self::FILTER_BYTES {
+            let filters = self.all_filters();
             each(self.split(&mut ys, &tasks), |_, (strips, at, out)| {
                 self.together(source, &filters, strips, out);
                 finish.apply(at, out);
             });
             return ys;
         }
-        let (inputs, products) = self.stores(self.tiles.count());
-        with_scratch(inputs.len() + products.len(), |scratch| {
-            let (seen, result) = scratch.split_at_mut(inputs.len());
+        let ((inputs, products), positions) = (self.stores(self.tiles.count()), self.positions());
+        with_scratch(inputs.len(positions) + products.len(positions), |scratch| {
+            let (seen, result) = scratch.split_at_mut(inputs.len(positions));
             let all = 0..self.tiles.images * self.tiles.strips;
-            transform(&self.tiles, all, source, inputs, seen, input_tile);
+            transform(&self.tiles, all, source, inputs, seen, self.filters.scheme.input);
             if self.tiles.count() <= Self::FEW_TILES && self.id.is_none() {
-                self.by_panel::<T>(seen, inputs, result, products);
+                self.by_panel(seen, inputs, result, products);
             } else {
-                self.by_position::<T>(seen, inputs, result, products);
+                self.by_position(seen, inputs, result, products);
             }
             each(self.split(&mut ys, &tasks), |_, (strips, at, out)| {
                 self.outputs(strips.clone(), result, products, strips.start * self.tiles.columns, out);
@@ -281,19 +328,23 @@ impl Convolution<'_> {
         ys
     }
 
-    fn all_filters<T: Element>(&self) -> Arc<Buffer<f32>> {
-        let form = Form::Winograd { bf16: T::DTYPE == DType::BF16 };
-        prepared(self.id, form, || self.filters.transform_all::<T>())
+    fn positions(&self) -> usize {
+        self.filters.scheme.positions()
+    }
+
+    fn all_filters(&self) -> Arc<Buffer<f32>> {
+        let form = Form::Winograd { bf16: T::DTYPE == DType::BF16, side: self.tiles.side };
+        prepared(self.id, form, || self.filters.transform_all())
     }
 
     /// Each task transforms a panel of filters and uses it up: the filters are the larger side.
-    fn by_panel<T: Element>(&self, seen: &[f32], inputs: Store, result: &mut [f32], products: Store) {
+    fn by_panel(&self, seen: &[f32], inputs: Store, result: &mut [f32], products: Store) {
         let (starts, panel_len) = (starts(inputs), self.filters.panel_len());
         let parts = panels_of(result, products.blocks(), products.block_len());
         each(parts, |panel, results| {
-            with_scratch(POSITIONS * (panel_len + GAP), |filters| {
+            with_scratch(self.positions() * (panel_len + GAP), |filters| {
                 let mut filters: Vec<&mut [f32]> = filters.chunks_exact_mut(panel_len + GAP).collect();
-                self.filters.transform::<T>(panel, &mut filters);
+                self.filters.transform(panel, &mut filters);
                 let seen = seen.chunks_exact(inputs.position_len());
                 for ((result, filters), seen) in results.into_iter().zip(filters).zip(seen) {
                     self.product(seen, &starts, &filters[..panel_len], result);
@@ -303,9 +354,9 @@ impl Convolution<'_> {
     }
 
     /// Each task reads a position's tiles over and over, one panel of filters after the other.
-    fn by_position<T: Element>(&self, seen: &[f32], inputs: Store, result: &mut [f32], products: Store) {
+    fn by_position(&self, seen: &[f32], inputs: Store, result: &mut [f32], products: Store) {
         let (starts, panel_len) = (starts(inputs), self.filters.panel_len());
-        let filters = self.all_filters::<T>();
+        let filters = self.all_filters();
         let (panels, filters_len) = (products.blocks(), products.blocks() * panel_len + GAP);
         let positions = result.chunks_exact_mut(products.position_len());
         let results =
@@ -323,14 +374,11 @@ impl Convolution<'_> {
     }
 
     /// The output rows of each task's strips, which lie together, and where they start.
-    fn split<'a, T>(
-        &self,
-        ys: &'a mut [T],
-        tasks: &[Range<usize>],
-    ) -> Vec<(Range<usize>, usize, &'a mut [T])> {
-        let ((ho, wo), mut rest, mut at) = (self.g.out, ys, 0);
+    fn split<'a>(&self, ys: &'a mut [T], tasks: &[Range<usize>]) -> Vec<(Range<usize>, usize, &'a mut [T])> {
+        let ((ho, wo), side, mut rest, mut at) = (self.g.out, self.tiles.side, ys, 0);
         let part = |strips: &Range<usize>| {
-            let rows: usize = strips.clone().map(|strip| (ho - strip % self.tiles.strips * 4).min(4)).sum();
+            let rows = |strip: usize| (ho - strip % self.tiles.strips * side).min(side);
+            let rows: usize = strips.clone().map(rows).sum();
             let (part, others) = std::mem::take(&mut rest).split_at_mut(rows * wo * self.g.c_out);
             rest = others;
             at += part.len();
@@ -340,23 +388,18 @@ impl Convolution<'_> {
     }
 
     /// All steps for some strips.
-    fn together<T: Element>(
-        &self,
-        source: Source<'_, T>,
-        filters: &[f32],
-        strips: Range<usize>,
-        out: &mut [T],
-    ) {
+    fn together(&self, source: Source<'_, T>, filters: &[f32], strips: Range<usize>, out: &mut [T]) {
         let panel_len = self.filters.panel_len();
-        let (inputs, products) = self.stores(strips.len() * self.tiles.columns);
-        with_scratch(inputs.len() + products.len(), |scratch| {
-            let (seen, result) = scratch.split_at_mut(inputs.len());
-            let mut slices = Vec::with_capacity(POSITIONS);
+        let ((inputs, products), positions) =
+            (self.stores(strips.len() * self.tiles.columns), self.positions());
+        with_scratch(inputs.len(positions) + products.len(positions), |scratch| {
+            let (seen, result) = scratch.split_at_mut(inputs.len(positions));
+            let mut slices = Vec::with_capacity(positions);
             for position in seen.chunks_exact_mut(inputs.position_len()) {
                 slices.push(&mut position[..inputs.block_len()]);
             }
             self.tiles.for_each(strips.clone(), |tile, image, corner| {
-                input_tile(source.window(image, corner), &mut slices, inputs, tile);
+                (self.filters.scheme.input)(source.window(image, corner), &mut slices, inputs, tile);
             });
             let starts = starts(inputs);
             let filters = filters.chunks_exact(self.filters.panels() * panel_len + GAP);
@@ -382,23 +425,17 @@ impl Convolution<'_> {
     }
 
     /// Aᵀ m A of the tiles of some strips, the first of which is tile `first` of `products`.
-    fn outputs<T: Element>(
-        &self,
-        strips: Range<usize>,
-        products: &[f32],
-        store: Store,
-        first: usize,
-        mut out: &mut [T],
-    ) {
-        let (ho, wo) = self.g.out;
+    fn outputs(&self, strips: Range<usize>, products: &[f32], store: Store, first: usize, mut out: &mut [T]) {
+        let ((ho, wo), side) = (self.g.out, self.tiles.side);
         for (i, strip) in strips.enumerate() {
-            let height = (ho - strip % self.tiles.strips * 4).min(4);
+            let height = (ho - strip % self.tiles.strips * side).min(side);
             let (rows, others) = std::mem::take(&mut out).split_at_mut(height * wo * self.g.c_out);
             out = others;
             for column in 0..self.tiles.columns {
-                let size = (height, (wo - column * 4).min(4));
-                let target = Target { rows, width: wo, column: column * 4, size };
-                output_tile(products, store, first + i * self.tiles.columns + column, target);
+                let size = (height, (wo - column * side).min(side));
+                let target = Target { rows, width: wo, column: column * side, size };
+                let tile = first + i * self.tiles.columns + column;
+                (self.filters.scheme.output)(products, store, tile, target);
             }
         }
     }
@@ -406,7 +443,7 @@ impl Convolution<'_> {
 
 /// Each panel's part of every position, of data [position][panel][`panel_len`] with positions a gap apart.
 fn panels_of(data: &mut [f32], panels: usize, panel_len: usize) -> Vec<Vec<&mut [f32]>> {
-    let mut parts: Vec<_> = (0..panels).map(|_| Vec::with_capacity(POSITIONS)).collect();
+    let mut parts: Vec<_> = (0..panels).map(|_| Vec::new()).collect();
     for position in data.chunks_exact_mut(panels * panel_len + GAP) {
         for (part, slice) in parts.iter_mut().zip(position.chunks_exact_mut(panel_len)) {
             part.push(slice);
@@ -419,9 +456,6 @@ fn panels_of(data: &mut [f32], panels: usize, panel_len: usize) -> Vec<Vec<&mut 
 fn starts(store: Store) -> Vec<usize> {
     (0..store.tiles).map(|tile| store.at(tile, 0)).collect()
 }
-
-/// A transform of one tile into its place in every block of every position: `slices[position * blocks + block]`.
-type Transform<T> = fn(Window<'_, T>, &mut [&mut [f32]], Store, usize);
 
 /// Applies a transform to every tile of some strips, in parallel.
 fn transform<T: Element>(
@@ -458,7 +492,8 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
     /// Tiles whose products are summed before they are added to the others: as many as a panel of both sides
     /// takes of the innermost cache.
     const SUMMED_TILES: usize = 256;
-    let (tiles, width) = (Tiles::new(g), panel_width());
+    let scheme = Scheme::<T>::choose();
+    let (tiles, positions, width) = (Tiles::new(g, scheme.side), scheme.positions(), panel_width());
     let seen = Source { maps: xs, size: g.size, channels: g.c_in, offset: g.window.padding };
     let moved = Source { maps: dys, size: g.out, channels: g.c_out, offset: (0, 0) };
     let (panels, panel_len) = (g.c_out.div_ceil(width), g.c_in * width);
@@ -466,12 +501,13 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
     let most = tasks.iter().map(ExactSizeIterator::len).max().unwrap_or(0) * tiles.columns;
     let (inputs, gradients) = (Store::by_panel(most, g.c_in), Store::by_panel(most, g.c_out));
     let mut dw = buffer::<f32>(g.c_out * g.c_in * 9);
-    with_scratch(inputs.len() + gradients.len(), |scratch| {
-        let (input, gradient) = scratch.split_at_mut(inputs.len());
+    with_scratch(inputs.len(positions) + gradients.len(positions), |scratch| {
+        let (input, gradient) = scratch.split_at_mut(inputs.len(positions));
         let transformed = |strips: &Range<usize>, input: &mut [f32], gradient: &mut [f32]| {
             let count = strips.len() * tiles.columns;
-            transform(&tiles, strips.clone(), seen, inputs.of(count), input, input_tile);
-            transform(&tiles, strips.clone(), moved, gradients.of(count), gradient, output_gradient_tile);
+            transform(&tiles, strips.clone(), seen, inputs.of(count), input, scheme.input);
+            let of_gradients = gradients.of(count);
+            transform(&tiles, strips.clone(), moved, of_gradients, gradient, scheme.output_gradient);
             count
         };
         if let [strips] = &tasks[..] {
@@ -479,19 +515,19 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
             let count = transformed(strips, input, gradient);
             let sums = Sums::new((input, inputs.of(count)), (gradient, gradients.of(count)));
             chunks(&mut dw, panel_len * 9, |panel, out| {
-                with_scratch(POSITIONS * (panel_len + GAP), |scratch| {
+                with_scratch(positions * (panel_len + GAP), |scratch| {
                     for (position, sum) in scratch.chunks_exact_mut(panel_len + GAP).enumerate() {
                         sums.product(position, panel, &mut sum[..panel_len], false);
                     }
                     let positions: Vec<&[f32]> = scratch.chunks_exact(panel_len + GAP).collect();
-                    store_gradients(&positions, g.c_in, out);
+                    store_gradients(&scheme, &positions, g.c_in, out);
                 });
             });
             return;
         }
         // [position][panel][c_in][panel width], positions a gap apart.
         let position_len = panels * panel_len + GAP;
-        let mut total = take::<f32>(POSITIONS * position_len);
+        let mut total = take::<f32>(positions * position_len);
         for (i, strips) in tasks.iter().enumerate() {
             let count = transformed(strips, input, gradient);
             let sums = Sums::new((input, inputs.of(count)), (gradient, gradients.of(count)));
@@ -503,7 +539,7 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
         }
         chunks(&mut dw, panel_len * 9, |panel, out| {
             let of_panel = |position| &total[position * position_len + panel * panel_len..][..panel_len];
-            store_gradients(&(0..POSITIONS).map(of_panel).collect::<Vec<_>>(), g.c_in, out);
+            store_gradients(&scheme, &(0..positions).map(of_panel).collect::<Vec<_>>(), g.c_in, out);
         });
     });
     dw
@@ -538,13 +574,13 @@ impl<'a> Sums<'a> {
 }
 
 /// Gᵀ u G of a panel of output channels, `positions` [c_in][panel width] each, into weights [c_out][c_in][3][3].
-fn store_gradients(positions: &[&[f32]], c_in: usize, out: &mut [f32]) {
+fn store_gradients<T>(scheme: &Scheme<T>, positions: &[&[f32]], c_in: usize, out: &mut [f32]) {
     let width = panel_width();
     // The nine taps of the input channel that is being stored.
     let (mut channel, mut taps) = (usize::MAX, vec![0f32; 9 * width]);
     from_columns(out, c_in, 9, |ci, tap, lanes| {
         if channel != ci {
-            from_filter_gradients(positions, ci * width, &mut taps);
+            (scheme.filter_gradients)(positions, ci * width, &mut taps);
             channel = ci;
         }
         lanes.copy_from_slice(&taps[tap * width..][..lanes.len()]);
