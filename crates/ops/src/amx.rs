@@ -18,30 +18,23 @@ pub(crate) const STEP_WORDS: usize = STEP / 2 * SIDE;
 /// which Linux gives a whole process.
 pub(crate) fn detect() -> bool {
     const BF16_AND_TILE: u32 = (1 << 22) | (1 << 24);
-    if __cpuid_count(7, 0).edx & BF16_AND_TILE != BF16_AND_TILE {
-        return false;
-    }
-    if !cfg!(target_os = "linux") {
-        return false;
-    }
-    const ARCH_PRCTL: usize = 158;
-    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
-    const XFEATURE_XTILEDATA: usize = 18;
-    let mut result = ARCH_PRCTL;
-    #[expect(unsafe_code, reason = "a system call that no library wraps")]
-    // SAFETY: the call takes two numbers and touches no memory of this process.
+    __cpuid_count(7, 0).edx & BF16_AND_TILE == BF16_AND_TILE && ask_for_permission()
+}
+
+#[cfg(target_os = "linux")]
+fn ask_for_permission() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    #[expect(unsafe_code, reason = "a system call")]
+    // SAFETY: takes two numbers and touches no memory of this process.
     unsafe {
-        asm!(
-            "syscall",
-            inout("rax") result,
-            in("rdi") ARCH_REQ_XCOMP_PERM,
-            in("rsi") XFEATURE_XTILEDATA,
-            out("rcx") _,
-            out("r11") _,
-            options(nostack),
-        );
+        libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
     }
-    result == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_permission() -> bool {
+    false
 }
 
 /// The tile registers of this thread, configured while this lives.

@@ -90,6 +90,32 @@ pub fn instruction_set() -> InstructionSet {
     })
 }
 
+/// Something for each instruction set that has loops of its own.
+pub(crate) struct PerSet<T> {
+    pub(crate) portable: T,
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) neon: T,
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) avx2: T,
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) avx512: T,
+}
+
+impl<T> PerSet<T> {
+    /// That of [`instruction_set`].
+    pub(crate) fn best(&self) -> &T {
+        match instruction_set() {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 | InstructionSet::Amx => &self.avx512,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => &self.avx2,
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon => &self.neon,
+            _ => &self.portable,
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 fn detect() -> InstructionSet {
     use std::arch::is_x86_feature_detected as has;

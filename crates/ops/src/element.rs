@@ -16,6 +16,7 @@ pub(crate) trait Element: WithDType + Default {
     fn as_f32_mut(xs: &mut [Self]) -> Option<&mut [f32]>;
     /// The slice itself where elements are bf16.
     fn as_bf16(xs: &[Self]) -> Option<&[bf16]>;
+    fn of_bf16_mut(xs: &mut [bf16]) -> Option<&mut [Self]>;
     fn slice(storage: &CpuStorage) -> Option<&[Self]>;
     fn of_values(values: &Values) -> Option<&[Self]>;
     fn of_values_mut(values: &mut Values) -> Option<&mut Buffer<Self>>;
@@ -45,6 +46,9 @@ impl Element for f32 {
         Some(xs)
     }
     fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
+        None
+    }
+    fn of_bf16_mut(_: &mut [bf16]) -> Option<&mut [Self]> {
         None
     }
     fn slice(storage: &CpuStorage) -> Option<&[Self]> {
@@ -94,6 +98,9 @@ impl Element for bf16 {
         None
     }
     fn as_bf16(xs: &[Self]) -> Option<&[bf16]> {
+        Some(xs)
+    }
+    fn of_bf16_mut(xs: &mut [bf16]) -> Option<&mut [Self]> {
         Some(xs)
     }
     fn slice(storage: &CpuStorage) -> Option<&[Self]> {

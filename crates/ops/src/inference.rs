@@ -1,5 +1,6 @@
 //! Inference: no gradients, and weights that are prepared once.
 
+use crate::huge_pages::collapse;
 use crate::pool::Buffer;
 use crate::scoped::scoped;
 use crate::slot::no_grad;
@@ -37,14 +38,10 @@ type Prepared = HashMap<(TensorId, Form), Arc<Buffer<f32>>>;
 /// A way in which kernels arrange weights; two of the same form and tensor are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Form {
-    Panels {
-        bf16: bool,
-    },
+    /// For AMX in `tiles`.
+    Panels { bf16: bool, tiles: bool },
     /// For tiles of so many outputs along a side.
-    Winograd {
-        bf16: bool,
-        side: usize,
-    },
+    Winograd { bf16: bool, side: usize },
 }
 
 thread_local! {
@@ -72,5 +69,10 @@ pub(crate) fn prepared(
     let current = CURRENT.with_borrow(Clone::clone);
     let (Some(id), Some(current)) = (id, current) else { return Arc::new(make()) };
     let mut prepared = current.lock().unwrap_or_else(PoisonError::into_inner);
-    prepared.entry((id, form)).or_insert_with(|| Arc::new(make())).clone()
+    let make = || {
+        let made = make();
+        collapse(&made);
+        Arc::new(made)
+    };
+    prepared.entry((id, form)).or_insert_with(make).clone()
 }

@@ -26,6 +26,7 @@ mod element;
 pub mod embedding;
 mod feature_map;
 pub mod gate;
+mod huge_pages;
 mod inference;
 pub mod loss;
 pub mod lrn;

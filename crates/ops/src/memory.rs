@@ -3,9 +3,9 @@
 //! A training step allocates and frees hundreds of megabytes in large pieces. The system's allocator hands
 //! them back to the kernel, which clears fresh pages for the next step; mimalloc, told to keep what it has,
 //! does not. Nor does it ask for huge pages: of buffers of a few megabytes they leave much unused (454 MB
-//! against 397 for a training step of ResNet-18, 600 against 484 for inference with ResNet-50). Steps over many
-//! images were not measurably slower without them; single images, which need every weight, are: ResNet-18 by an
-//! eighth, ResNet-50 by a fourteenth.
+//! against 397 for a training step of ResNet-18, 600 against 484 for inference with ResNet-50), and steps over many
+//! images were not measurably slower without them. Weights that are kept for inference get them all the same
+//! (`huge_pages.rs`): a single image needs all of them.
 
 use mimalloc::MiMalloc;
 use std::alloc::{GlobalAlloc, Layout};

@@ -43,7 +43,7 @@ impl Algorithm {
 fn algorithm(g: &Geometry, dtype: DType) -> Algorithm {
     if gemm::is_narrow(g) {
         Algorithm::Narrow
-    } else if !gemm::on_tiles(g, dtype) && winograd::serves(g) {
+    } else if winograd::serves(g) && !(dtype == DType::BF16 && gemm::on_tiles(g, dtype)) {
         Algorithm::Winograd
     } else {
         Algorithm::Gemm
@@ -52,7 +52,11 @@ fn algorithm(g: &Geometry, dtype: DType) -> Algorithm {
 
 /// What serves a convolution of maps in `dtype`, in words.
 pub(super) fn describe(g: &Geometry, dtype: DType) -> &'static str {
-    if gemm::on_tiles(g, dtype) { "bf16 on amx" } else { algorithm(g, dtype).name() }
+    match algorithm(g, dtype) {
+        Algorithm::Gemm if gemm::on_tiles(g, dtype) && dtype == DType::BF16 => "bf16 on amx",
+        Algorithm::Gemm if gemm::on_tiles(g, dtype) => "three times bf16 on amx",
+        algorithm => algorithm.name(),
+    }
 }
 
 /// A convolution's weight [c_out, c_in / groups, kh, kw]; with the tensor's identity where it may be kept as

@@ -5,7 +5,7 @@
 //! A block of registers holds a *tile* of the result: as many rows as fit, two registers wide.
 
 use super::finish::{End, write};
-use crate::dispatch::{InstructionSet, instruction_set};
+use crate::dispatch::PerSet;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -71,56 +71,41 @@ struct Kernels {
     tiles: &'static [unsafe fn(&Tile<'_>)],
 }
 
-static PORTABLE: Kernels =
-    Kernels { width: 8, tiles: &[portable::<1>, portable::<2>, portable::<3>, portable::<4>] };
-
-#[cfg(target_arch = "aarch64")]
-static NEON: Kernels = Kernels {
-    width: 8,
-    tiles: &[
-        neon::<1>, neon::<2>, neon::<3>, neon::<4>, neon::<5>, neon::<6>, neon::<7>, neon::<8>, neon::<9>,
-        neon::<10>, neon::<11>, neon::<12>,
-    ],
+static KERNELS: PerSet<Kernels> = PerSet {
+    portable: Kernels { width: 8, tiles: &[portable::<1>, portable::<2>, portable::<3>, portable::<4>] },
+    #[cfg(target_arch = "aarch64")]
+    neon: Kernels {
+        width: 8,
+        tiles: &[
+            neon::<1>, neon::<2>, neon::<3>, neon::<4>, neon::<5>, neon::<6>, neon::<7>, neon::<8>,
+            neon::<9>, neon::<10>, neon::<11>, neon::<12>,
+        ],
+    },
+    #[cfg(target_arch = "x86_64")]
+    avx2: Kernels { width: 16, tiles: &[avx2::<1>, avx2::<2>, avx2::<3>, avx2::<4>, avx2::<5>, avx2::<6>] },
+    #[cfg(target_arch = "x86_64")]
+    avx512: Kernels {
+        width: 32,
+        tiles: &[
+            avx512::<1>,
+            avx512::<2>,
+            avx512::<3>,
+            avx512::<4>,
+            avx512::<5>,
+            avx512::<6>,
+            avx512::<7>,
+            avx512::<8>,
+            avx512::<9>,
+            avx512::<10>,
+            avx512::<11>,
+            avx512::<12>,
+        ],
+    },
 };
-
-#[cfg(target_arch = "x86_64")]
-static AVX2: Kernels =
-    Kernels { width: 16, tiles: &[avx2::<1>, avx2::<2>, avx2::<3>, avx2::<4>, avx2::<5>, avx2::<6>] };
-
-#[cfg(target_arch = "x86_64")]
-static AVX512: Kernels = Kernels {
-    width: 32,
-    tiles: &[
-        avx512::<1>,
-        avx512::<2>,
-        avx512::<3>,
-        avx512::<4>,
-        avx512::<5>,
-        avx512::<6>,
-        avx512::<7>,
-        avx512::<8>,
-        avx512::<9>,
-        avx512::<10>,
-        avx512::<11>,
-        avx512::<12>,
-    ],
-};
-
-fn kernels() -> &'static Kernels {
-    match instruction_set() {
-        #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 | InstructionSet::Amx => &AVX512,
-        #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 => &AVX2,
-        #[cfg(target_arch = "aarch64")]
-        InstructionSet::Neon => &NEON,
-        _ => &PORTABLE,
-    }
-}
 
 /// Columns of a tile: right matrices are packed in panels of this width.
 pub(super) fn panel_width() -> usize {
-    kernels().width
+    KERNELS.best().width
 }
 
 /// The first of the columns that a panel of so many has of a matrix. The last panel of several ends with the last column: it
@@ -131,7 +116,7 @@ pub(super) fn first_column(panel: usize, columns: usize, width: usize) -> usize 
 
 /// Rows of a tile, at most.
 pub(super) fn tile_height() -> usize {
-    kernels().tiles.len()
+    KERNELS.best().tiles.len()
 }
 
 /// Tiles of a column up to which the next panel is brought nearer.
@@ -139,7 +124,7 @@ const FEW_TILES: usize = 8;
 
 /// `out = left · right`, or what [`End`] makes of it, for at most [`panel_width`] columns.
 pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
-    let kernels = kernels();
+    let kernels = KERNELS.best();
     let (rows, depth) = (left.starts.len(), left.runs.len() * left.run);
     assert!((1..=kernels.width).contains(&out.columns));
     if rows == 0 {
@@ -287,7 +272,7 @@ mod tests {
         let value = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;
         let data: Vec<f32> = (0..5000).map(value).collect();
         let right: Vec<f32> = (0..40 * (width + 3)).map(|i| value(i + 7)).collect();
-        for rows in 1..=2 * kernels().tiles.len() + 1 {
+        for rows in 1..=2 * KERNELS.best().tiles.len() + 1 {
             for (columns, accumulate, step) in
                 [(width, false, 1), (width, true, 3), (width - 1, true, 1), (1, false, 2)]
             {

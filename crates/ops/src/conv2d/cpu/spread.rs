@@ -6,7 +6,7 @@
 
 use super::finish::{End, write};
 use super::product::{Left, Out, Right, first_column, panel_width};
-use crate::dispatch::{InstructionSet, instruction_set};
+use crate::dispatch::PerSet;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -157,25 +157,15 @@ compiled!(avx2, Avx2, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 compiled!(avx512, Avx512, "avx512f");
 
-static PORTABLE: Kernels = kernels!(portable);
-#[cfg(target_arch = "aarch64")]
-static NEON: Kernels = kernels!(neon);
-#[cfg(target_arch = "x86_64")]
-static AVX2: Kernels = kernels!(avx2);
-#[cfg(target_arch = "x86_64")]
-static AVX512: Kernels = kernels!(avx512);
-
-fn kernels() -> &'static Kernels {
-    match instruction_set() {
-        #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 | InstructionSet::Amx => &AVX512,
-        #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 => &AVX2,
-        #[cfg(target_arch = "aarch64")]
-        InstructionSet::Neon => &NEON,
-        _ => &PORTABLE,
-    }
-}
+static KERNELS: PerSet<Kernels> = PerSet {
+    portable: kernels!(portable),
+    #[cfg(target_arch = "aarch64")]
+    neon: kernels!(neon),
+    #[cfg(target_arch = "x86_64")]
+    avx2: kernels!(avx2),
+    #[cfg(target_arch = "x86_64")]
+    avx512: kernels!(avx512),
+};
 
 fn index(group: usize) -> usize {
     GROUPS.iter().position(|&width| width == group).expect("a width of group that there are kernels for")
@@ -199,7 +189,7 @@ pub(super) fn multiply(pixels: Pixels<'_>, weights: Weights<'_>, out: Out<'_>) {
         assert!(start + last + out.columns.max(width) <= pixels.data.len());
         assert!(pixels.taps.iter().all(|tap| (tap.row + 1) * weights.group <= weights.rows));
     }
-    let kernels = &kernels().tiles[group];
+    let kernels = &KERNELS.best().tiles[group];
     let steps = count.div_ceil(ROWS) * panels.len();
     let lines = (pixels.next.len() / LINE).div_ceil(steps);
     for (tile, first) in (0..count).step_by(ROWS).enumerate() {
@@ -254,7 +244,7 @@ pub(super) fn sum(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
         #[expect(unsafe_code, reason = "a kernel for a detected instruction set, on pointers")]
         // SAFETY: as above.
         unsafe {
-            kernels().sums[group][rows.len() - 1](&sums);
+            KERNELS.best().sums[group][rows.len() - 1](&sums);
         }
     }
 }

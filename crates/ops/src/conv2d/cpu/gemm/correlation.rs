@@ -49,7 +49,7 @@ pub(super) enum Products {
     Groups,
     /// Several narrow groups at a time (`spread.rs`).
     Narrow,
-    /// On AMX, which takes maps in bf16 and one group (`tiles.rs`).
+    /// On AMX, which takes one group (`tiles.rs`).
     Tiles,
 }
 
@@ -96,7 +96,7 @@ impl Correlation {
             #[cfg(target_arch = "x86_64")]
             Products::Tiles => {
                 let taps = self.passes.iter().map(Pass::taps).max().unwrap_or(0);
-                tiles::block_pixels(taps * self.source_channels)
+                tiles::block_pixels::<T>(taps * self.source_channels)
             }
             // Without a copy, what neighbouring blocks both see is best seen by few.
             Products::Narrow => {
@@ -172,7 +172,7 @@ impl Correlation {
         finish: Option<&Rows>,
     ) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(xs) = T::as_bf16(xs).filter(|_| self.products == Products::Tiles) {
+        if self.products == Products::Tiles {
             return self.block_on_tiles(xs, block, panels, out, channels);
         }
         if self.products == Products::Narrow {

@@ -1,5 +1,5 @@
-//! The weight gradient in bf16 on AMX: for each output channel its gradient over the pixels of a block, times what
-//! the taps see at these pixels, summed over blocks in f32.
+//! The weight gradient on AMX: for each output channel its gradient over the pixels of a block, times what the taps see
+//! at these pixels, summed over blocks in f32. Elements in f32 have the parts of `tiles.rs`.
 //!
 //! Both matrices have pixels as their inner dimension, while maps keep channels together: neighbouring pixels are
 //! paired, as the instruction takes them, and the pairs of the output gradient turned round.
@@ -7,7 +7,9 @@
 use super::super::super::Geometry;
 use super::TASKS;
 use super::reach::{Axis, Block, Patch, Reach, blocks};
+use super::tiles::{LOW_ON_THE_LEFT, LOW_ON_THE_RIGHT, part, parts};
 use crate::amx::{SIDE, STEP, STEP_WORDS, Tiles, elements, transpose, word};
+use crate::element::Element;
 use crate::parallel::{buffer, chunks, map};
 use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
@@ -18,12 +20,12 @@ use std::ops::Range;
 /// taps see takes 32 KiB.
 const BLOCK_PIXELS: usize = 512;
 
-/// Pairs of pixels in a row of the inner dimension: so many steps that rows do not share a few sets of the cache.
+/// Pairs of pixels of a part: so many steps that rows do not share a few sets of the cache.
 fn pairs(pixels: usize) -> usize {
     (pixels.div_ceil(STEP) | 1) * STEP / 2
 }
 
-pub(super) fn run(g: &Geometry, xs: &[bf16], dys: &[bf16]) -> Vec<f32> {
+pub(super) fn run<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
     /// Elements of all partial sums together: 16 MB.
     const ELEMENTS: usize = 4 << 20;
     let (taps, depth) = (g.taps(), g.taps() * g.c_in);
@@ -61,31 +63,43 @@ pub(super) fn run(g: &Geometry, xs: &[bf16], dys: &[bf16]) -> Vec<f32> {
 }
 
 /// The output gradient of a block as rows of pixels, one for each channel, zeros after the last of either:
-/// [32 channels][channel][pair of pixels].
-fn turn(g: &Geometry, dys: &[bf16], block: &Block) -> Buffer<f32> {
-    let per_image = block.rows.len() * g.out.1;
-    let (pixels, first) = (block.images.len() * per_image, block.rows.start * g.out.1);
-    let at = |i: usize| {
-        ((block.images.start + i / per_image) * g.out.0 * g.out.1 + first + i % per_image) * g.c_out
+/// [32 channels][channel][part][pair of pixels].
+fn turn<T: Element>(g: &Geometry, dys: &[T], block: &Block) -> Buffer<f32> {
+    let (image_len, per_image) = (g.out.0 * g.out.1 * g.c_out, block.rows.len() * g.out.1 * g.c_out);
+    // One after the other, as images of a block or rows of an image are.
+    let first = block.images.start * image_len + block.rows.start * g.out.1 * g.c_out;
+    let dys = &dys[first..][..(block.images.len() - 1) * image_len + per_image];
+    let (pixels, of_parts) = (dys.len() / g.c_out, |low| {
+        let mut out = take::<bf16>(dys.len());
+        part(dys, low, &mut out);
+        out
+    });
+    let copies: [Buffer<bf16>; 2];
+    let sources = match T::as_bf16(dys) {
+        Some(dys) => vec![dys],
+        None => {
+            copies = [false, true].map(of_parts);
+            copies.iter().map(|copy| &**copy).collect()
+        }
     };
-    let starts: Vec<usize> = (0..pixels).map(at).collect();
-    let pairs = pairs(pixels);
+    let starts: Vec<usize> = (0..pixels).map(|i| i * g.c_out).collect();
+    let pairs = parts::<T>() * pairs(pixels);
     let mut turned = take::<f32>(g.c_out.div_ceil(SIDE) * SIDE * pairs);
     let mut paired = take::<f32>(pairs * SIDE);
     for (tile, turned) in turned.chunks_exact_mut(SIDE * pairs).enumerate() {
         let channels = SIDE.min(g.c_out - tile * SIDE);
         paired.fill(0.0);
         let run = Run { at: tile * SIDE, column: 0, len: channels };
-        interleave(dys, &starts, &[run], SIDE, &mut paired);
+        interleave_parts(&sources, LOW_ON_THE_LEFT, &starts, &[run], SIDE, &mut paired);
         transpose(&paired, SIDE, turned);
     }
     turned
 }
 
 /// Adds to `sums` [c_out][columns] what a block gives for these columns of [tap × c_in].
-fn add_block(
+fn add_block<T: Element>(
     g: &Geometry,
-    xs: &[bf16],
+    xs: &[T],
     block: &Block,
     left: &[f32],
     columns: Range<usize>,
@@ -95,23 +109,29 @@ fn add_block(
     let (y, x) = Axis::of_outputs(g);
     let (reach_y, reach_x) = (Reach::new(std::slice::from_ref(&y)), Reach::new(std::slice::from_ref(&x)));
     // What lies inside is read where it is.
-    let inside = reach_y.inside(g.out.0, h) && reach_x.inside(g.out.1, w);
+    let direct = T::as_bf16(xs).filter(|_| reach_y.inside(g.out.0, h) && reach_x.inside(g.out.1, w));
     let patch = Patch {
         corner: ((block.rows.start * window.stride.0) as isize + reach_y.first, reach_x.first),
         rows: reach_y.span(block.rows.len()),
-        columns: if inside { w } else { reach_x.span(g.out.1) },
+        columns: if direct.is_some() { w } else { reach_x.span(g.out.1) },
         pixel: c,
     };
-    let copy_len = if inside { 0 } else { patch.len() };
-    let mut copies = take::<bf16>(block.images.len() * copy_len);
-    let (source, image_step, base) = if inside {
+    let image_len = h * w * c;
+    let copies: Vec<Buffer<bf16>>;
+    let (sources, image_step, base) = if let Some(xs) = direct {
         let corner = patch.corner.0 as usize * w + patch.corner.1 as usize;
-        (xs, h * w * c, block.images.start * h * w * c + corner * c)
+        (vec![xs], image_len, block.images.start * image_len + corner * c)
     } else {
-        for (copy, image) in copies.chunks_exact_mut(copy_len).zip(block.images.clone()) {
-            patch.copy(&xs[image * h * w * c..][..h * w * c], g.size, c, copy, <[bf16]>::copy_from_slice);
-        }
-        (&*copies, copy_len, 0)
+        let copy = |low| {
+            let mut copies = take::<bf16>(block.images.len() * patch.len());
+            for (copy, image) in copies.chunks_exact_mut(patch.len()).zip(block.images.clone()) {
+                let image = &xs[image * image_len..][..image_len];
+                patch.copy(image, g.size, c, copy, |out, xs| part(xs, low, out));
+            }
+            copies
+        };
+        copies = [false, true].into_iter().take(parts::<T>()).map(copy).collect();
+        (copies.iter().map(|copy| &**copy).collect(), patch.len(), 0)
     };
     let row_step = patch.columns * c;
     let mut starts = Vec::with_capacity(block.images.len() * block.rows.len() * g.out.1);
@@ -127,7 +147,7 @@ fn add_block(
     };
     // Taps that are neighbours in memory too are one run.
     let run = if x.neighbours() { x.taps.len() * c } else { c };
-    let (tiles, pairs, width) = (Tiles::configure(), pairs(starts.len()), columns.len());
+    let (tiles, pairs, width) = (Tiles::configure(), parts::<T>() * pairs(starts.len()), columns.len());
     let mut right = take::<f32>(pairs * SIDE);
     let mut result = [0f32; SIDE * SIDE];
     for first in columns.clone().step_by(SIDE) {
@@ -140,7 +160,7 @@ fn add_block(
             k = next;
         }
         right.fill(0.0);
-        interleave(source, &starts, &runs, HALF, &mut right);
+        interleave_parts(&sources, LOW_ON_THE_RIGHT, &starts, &runs, HALF, &mut right);
         for (tile, left) in left.chunks_exact(SIDE * pairs).enumerate() {
             tiles.product(elements(left), 2 * pairs, &right, &mut result);
             let sums = sums[tile * SIDE * width..].chunks_mut(width);
@@ -161,6 +181,22 @@ struct Run {
     at: usize,
     column: usize,
     len: usize,
+}
+
+/// [`interleave`] of the high parts of elements, or of the high and the low ones as `low` has them.
+fn interleave_parts(
+    sources: &[&[bf16]],
+    low: [bool; 3],
+    starts: &[usize],
+    runs: &[Run],
+    width: usize,
+    out: &mut [f32],
+) {
+    let parts = if sources.len() == 1 { 1 } else { low.len() };
+    let len = out.len() / parts;
+    for (low, out) in low.into_iter().zip(out.chunks_exact_mut(len)) {
+        interleave(sources[usize::from(low)], starts, runs, width, out);
+    }
 }
 
 multiversion! {
