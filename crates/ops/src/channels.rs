@@ -142,6 +142,29 @@ pub fn channel_shuffle(xs: &FeatureMap, groups: usize) -> Result<FeatureMap> {
     }
 }
 
+/// The channels of two maps in turn, `a`'s first, as so many maps with equal numbers of them: what [`channel_shuffle`]
+/// makes of both maps in two groups, cut by [`split`], without writing either in between.
+///
+/// # Errors
+/// If the dimensions differ, or `parts` does not divide the channels of a map.
+pub fn interleave(a: &FeatureMap, b: &FeatureMap, parts: usize) -> Result<Vec<FeatureMap>> {
+    let (n, h, w, c) = a.dims();
+    if b.dims() != a.dims() {
+        bail!("interleave: maps of {:?} and {:?} (n, h, w, c)", a.dims(), b.dims());
+    }
+    if parts == 0 || c % parts != 0 {
+        bail!("interleave: maps of {c} channels are not cut into {parts}");
+    }
+    let (View::Cpu(a), View::Cpu(b)) = (a.view()?, b.view()?) else {
+        return split(&channel_shuffle(&concat(&[a, b])?, 2)?, &vec![2 * c / parts; parts]);
+    };
+    let part = |i| {
+        let interleaved = Interleaved { channels: c, first: c / parts * i, len: c / parts };
+        Ok(FeatureMap::slot(interleaved.apply(&[&a, &b], &[], (n, h, w, 2 * c / parts))?))
+    };
+    (0..parts).map(part).collect()
+}
+
 /// All elements of an image as the channels of a single pixel, in PyTorch's order (channel, row, column).
 ///
 /// # Errors
@@ -287,6 +310,70 @@ impl Kernel for Stretches {
             })
         };
         (call.of_map.iter().zip(&self.channels).zip(&self.stretches).map(of_map).collect(), Vec::new())
+    }
+}
+
+/// Some of the channels of two maps in turn.
+struct Interleaved {
+    /// Of each map, which of them is the first that is used, and how many.
+    channels: usize,
+    first: usize,
+    len: usize,
+}
+
+impl Kernel for Interleaved {
+    const NAME: &'static str = "interleaved";
+
+    fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
+        let pixels = maps[0].len() / self.channels.max(1);
+        let mut ys = take::<T>(pixels * 2 * self.len);
+        chunks(&mut ys, PIXELS * 2 * self.len, |i, ys| {
+            let at = i * PIXELS * self.channels + self.first;
+            weave(&maps[0][at..], &maps[1][at..], self.channels, self.len, ys);
+        });
+        ys
+    }
+
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+        let dys: &[T] = call.gradient;
+        let pixels = dys.len() / (2 * self.len).max(1);
+        let of_map = |(which, &wanted): (usize, &bool)| {
+            wanted.then(|| {
+                let mut dxs = take::<T>(pixels * self.channels);
+                chunks(&mut dxs, PIXELS * self.channels, |i, dxs| {
+                    if self.len < self.channels {
+                        dxs.fill(T::default());
+                    }
+                    let dys = &dys[i * PIXELS * 2 * self.len..];
+                    unweave(dys, which, self.channels, self.first, self.len, dxs);
+                });
+                dxs
+            })
+        };
+        (call.of_map.iter().enumerate().map(of_map).collect(), Vec::new())
+    }
+}
+
+multiversion! {
+    /// The first `len` channels of the pixels of `a` and `b`, which are `channels` apart, in turn.
+    fn weave<T: Element>(a: &[T], b: &[T], channels: usize, len: usize, ys: &mut [T]) {
+        let pixels = a.chunks(channels).zip(b.chunks(channels));
+        for (y, (a, b)) in ys.chunks_exact_mut(2 * len).zip(pixels) {
+            for ((y, &a), &b) in y.as_chunks_mut::<2>().0.iter_mut().zip(&a[..len]).zip(&b[..len]) {
+                *y = [a, b];
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Every other channel of `dys`, from the one or the other on, to those from `first` on of the pixels of `dxs`.
+    fn unweave<T: Element>(dys: &[T], which: usize, channels: usize, first: usize, len: usize, dxs: &mut [T]) {
+        for (dx, dy) in dxs.chunks_exact_mut(channels).zip(dys.chunks_exact(2 * len)) {
+            for (dx, dy) in dx[first..first + len].iter_mut().zip(dy.as_chunks::<2>().0) {
+                *dx = dy[which];
+            }
+        }
     }
 }
 

@@ -50,7 +50,7 @@ mod window;
 pub use activation::{Activation, activation};
 pub use avg_pool::{adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, subsample2d};
 pub use batch_norm::{BatchNorm, batch_norm};
-pub use channels::{add, add_scaled, channel_shuffle, concat, flatten, pad_channels, split};
+pub use channels::{add, add_scaled, channel_shuffle, concat, flatten, interleave, pad_channels, split};
 pub use conv2d::{Conv2dConfig, conv2d, linear};
 pub use dispatch::{set_strict_f32, with_reference};
 pub use dropout::{drop_path, dropout};

@@ -258,6 +258,15 @@ fn others(cases: &mut Vec<Case>) {
         let parts = zoo_ops::split(&both, &[2, 4, 3])?;
         zoo_ops::concat(&[&parts[2], &parts[0]])?.to_nchw()
     }));
+    for parts in [1, 2, 3] {
+        cases.push(case(format!("interleave in {parts}"), &[&[2, 6, 3, 2], &[2, 6, 3, 2]], move |t| {
+            let second = map(&t[1].to_dtype(t[0].dtype())?)?;
+            let maps = zoo_ops::interleave(&map(&t[0])?, &second, parts)?;
+            // All of them matter, each with a weight of its own.
+            let weighted = maps.iter().zip(1..).map(|(map, weight)| map.to_nchw()? * f64::from(weight));
+            Tensor::cat(&weighted.collect::<Result<Vec<_>>>()?, 1)
+        }));
+    }
     cases.push(case("channel_shuffle".into(), &[&[2, 6, 3, 2]], |t| {
         zoo_ops::channel_shuffle(&map(&t[0])?, 3)?.to_nchw()
     }));

@@ -11,7 +11,7 @@ use crate::registry::Spec;
 use candle_core::{Result, bail};
 use candle_nn::VarBuilder;
 use zoo_ops::Activation::{self, Identity, Relu};
-use zoo_ops::{FeatureMap, Window2d, channel_shuffle, concat, global_avg_pool2d, max_pool2d, split};
+use zoo_ops::{FeatureMap, Window2d, global_avg_pool2d, interleave, max_pool2d};
 
 /// A column of table 5.
 struct Variant {
@@ -96,16 +96,20 @@ impl Network for ShuffleNetV2 {
         if let Some(window) = &self.max_pool {
             xs = max_pool2d(&xs, window)?; // N x 24 x 56 x 56 from 224 pixels
         }
-        for unit in &self.units {
-            xs = unit.forward(&xs, train)?;
+        // A map, or its halves where each of them goes its own way.
+        let mut maps = vec![xs];
+        for (i, unit) in self.units.iter().enumerate() {
+            let [first, second] = unit.forward(&maps, train)?;
+            let parts = if self.units.get(i + 1).is_some_and(Unit::takes_halves) { 2 } else { 1 };
+            maps = interleave(&first, &second, parts)?;
         }
         // N x 464 x 7 x 7 at width 1
-        self.fc.forward(&global_avg_pool2d(&self.conv5.forward(&xs, train)?)?)
+        self.fc.forward(&global_avg_pool2d(&self.conv5.forward(&maps[0], train)?)?)
     }
 }
 
 /// Figure 3: one half of the channels, or with stride 2 a branch on all of them, beside the other half after three
-/// convolutions; then the two are interleaved.
+/// convolutions. The two are interleaved for the next unit.
 struct Unit {
     /// Empty in units of stride 1.
     branch1: Vec<ConvNorm>,
@@ -132,23 +136,16 @@ impl Unit {
         Ok(Self { branch1, branch2 })
     }
 
-    fn forward(&self, xs: &FeatureMap, train: bool) -> Result<FeatureMap> {
-        let (_, _, _, c) = xs.dims();
-        let [mut first, mut second] = if self.branch1.is_empty() {
-            let mut halves = split(xs, &[c / 2, c / 2])?.into_iter();
-            match (halves.next(), halves.next()) {
-                (Some(first), Some(second)) => [first, second],
-                _ => bail!("{c} channels without two halves"),
-            }
-        } else {
-            [xs.clone(), xs.clone()]
+    fn takes_halves(&self) -> bool {
+        self.branch1.is_empty()
+    }
+
+    /// Of two halves, or of one map that both branches see.
+    fn forward(&self, maps: &[FeatureMap], train: bool) -> Result<[FeatureMap; 2]> {
+        let (Some(first), Some(second)) = (maps.first(), maps.last()) else { bail!("a unit of no map") };
+        let through = |layers: &[ConvNorm], xs: &FeatureMap| {
+            layers.iter().try_fold(xs.clone(), |xs, layer| layer.forward(&xs, train))
         };
-        for layer in &self.branch1 {
-            first = layer.forward(&first, train)?;
-        }
-        for layer in &self.branch2 {
-            second = layer.forward(&second, train)?;
-        }
-        channel_shuffle(&concat(&[&first, &second])?, 2)
+        Ok([through(&self.branch1, first)?, through(&self.branch2, second)?])
     }
 }
