@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 use zoo::weights::{self, Cache, DEFAULT_TAG, KnownBy, StateDict};
-use zoo::{Model, Params, Preprocessing, Spec, WeightFile, infer_config};
+use zoo::{Config, Model, Params, Preprocessing, Spec, Stem, WeightFile, infer_config};
 use zoo_data::{CatalogEntry, Meta, Preprocess, Reading, imagenet_classes};
 use zoo_trainer::{Checkpoint, CheckpointMeta, Input, RunDir, TrainConfig};
 
@@ -26,6 +26,10 @@ pub(crate) struct Foreign {
     #[arg(long, value_name = "TAG", num_args = 0..=1, default_missing_value = DEFAULT_TAG)]
     #[arg(requires = "model", group = "source")]
     pretrained: Option<String>,
+    /// First layers for small images (cifar) or as published for large ones [default: as the shapes of the weights have
+    /// them, else by the size of the images]
+    #[arg(long, value_name = "KIND", value_parser = ["cifar", "imagenet"], requires = "source")]
+    stem: Option<String>,
     /// Mean of each channel that the network was trained with, of pixels from 0 to 1
     #[arg(long, value_name = "R,G,B", value_parser = number, value_delimiter = ',')]
     mean: Option<Vec<f64>>,
@@ -81,7 +85,14 @@ impl Foreign {
                         (path, Some((file, KnownBy::Content)))
                     }
                 };
-                let weights = read_translated(spec, &path, printer)?;
+                let mut weights = read_translated(spec, &path, printer)?;
+                let of_imagenet = published
+                    .as_ref()
+                    .is_some_and(|(file, _)| file.dataset == "imagenet")
+                    .then_some("imagenet");
+                if let Some(stem) = self.stem.as_deref().or(of_imagenet) {
+                    weights.metadata.insert(Stem::METADATA.into(), stem.into());
+                }
                 Ok(Found { path, spec, weights, meta: None, published })
             }
             (Some(path), _) => {
@@ -162,6 +173,19 @@ impl Found {
         Ok(Trained { model, meta })
     }
 
+    /// Whether the weights fit both forms of a network that has one for small images.
+    fn fits_both_forms(&self, config: &Config) -> bool {
+        let form = |stem| {
+            let params = Params::zeros();
+            let config = Config { stem, ..config.clone() };
+            let model = Model::new(self.spec.name, config, params.var_builder(&Device::Cpu)).ok()?;
+            let rows = model.trace(1, candle_core::DType::F32).ok()?;
+            weights::check(&params.shapes(), &self.weights).is_match().then_some(rows)
+        };
+        let forms = (form(Stem::Cifar), form(Stem::ImageNet));
+        forms.0.is_some() && forms.1.is_some() && forms.0 != forms.1
+    }
+
     /// Those of the data set; where none is known, those of ImageNet for as many classes.
     fn class_names(&self, dataset: Option<&Meta>, num_classes: usize) -> Vec<String> {
         let other = self.published.as_ref().is_some_and(|(file, _)| file.dataset != "imagenet");
@@ -186,6 +210,12 @@ impl Found {
         };
         let config = infer_config(self.spec, &self.weights, (side, side))
             .with_context(|| format!("cannot use {}", self.path.display()))?;
+        if config.stem == Stem::Auto && config.small_stem() && self.fits_both_forms(&config) {
+            printer.note(format!(
+                "{} in its form for small images, as these have {side} pixels; --stem imagenet for the other",
+                self.spec.name
+            ));
+        }
         let in_chans = config.in_chans;
         let (mean, std) = self.statistics(options, dataset, in_chans, printer)?;
         let interpolation =
@@ -197,6 +227,7 @@ impl Found {
             num_classes: config.num_classes,
             classes: self.class_names(dataset, config.num_classes),
             input: Input { in_chans, image_size: side, resize, interpolation, mean, std },
+            stem: config.chosen_stem(),
             dataset: dataset.map(|meta| meta.name.clone()).unwrap_or_default(),
             vocabulary: None,
             epoch: 0,

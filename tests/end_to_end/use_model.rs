@@ -148,6 +148,28 @@ fn eval_reports() {
     assert!(error.contains("lenet5 tells 3 classes apart, but shapes has 10"), "{error}");
 }
 
+/// Both forms of SqueezeNet 1.1 have the same shapes, so that weights alone do not tell which of them was trained.
+#[test]
+fn a_network_is_evaluated_in_the_form_that_was_trained() {
+    let shell = Shell::new();
+    let network = "--model squeezenet1_1 --dataset shapes";
+    let train =
+        format!("train {network} --epochs 1 --limit-train 64 --limit-test 32 --batch-size 16 --lr 0.01");
+    let trained = shell.zoo(&format!("{train} --stem imagenet --out out --json")).json();
+    // How far the loss of a network is from that of the one that was trained.
+    let off = |words: &str| {
+        let eval = shell.zoo(&format!("eval {words} --limit-test 32 --json")).json();
+        (eval["loss"].as_f64().unwrap() - trained["val_loss"].as_f64().unwrap()).abs()
+    };
+    assert!(off("out/last.safetensors") < 1e-6);
+
+    // What is converted still knows it, and may be told otherwise.
+    shell.zoo("convert out/last.safetensors converted.safetensors").ok();
+    let converted = format!("{network} --weights converted.safetensors");
+    assert!(off(&converted) < 1e-6);
+    assert!(off(&format!("{converted} --stem cifar")) > 1e-3);
+}
+
 #[test]
 fn predict_answers_for_every_picture() {
     let shell = trained();

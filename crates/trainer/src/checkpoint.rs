@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zoo::weights::{self, StateDict};
-use zoo::{Model, Params, infer_config};
+use zoo::{Model, Params, Stem, infer_config};
 use zoo_data::{Interpolation, Reading, Vocabulary};
 
 /// The version of the metadata that this program writes and reads.
@@ -27,6 +27,8 @@ pub struct CheckpointMeta {
     pub classes: Vec<String>,
     /// What the network takes.
     pub input: Input,
+    /// Its first layers; [`Stem::Auto`] in checkpoints of versions that did not say.
+    pub stem: Stem,
     /// The data set the network was trained on.
     pub dataset: String,
     /// The words that have numbers, of a network that reads sentences.
@@ -78,6 +80,7 @@ impl CheckpointMeta {
             ("interpolation", self.input.interpolation.name().to_string()),
             ("mean", json(serde_json::json!(self.input.mean))),
             ("std", json(serde_json::json!(self.input.std))),
+            (Stem::METADATA, self.stem.name().to_string()),
             ("epoch", self.epoch.to_string()),
             ("step", self.step.to_string()),
         ]);
@@ -122,6 +125,7 @@ impl CheckpointMeta {
                 mean: parsed(map, "mean")?,
                 std: parsed(map, "std")?,
             },
+            stem: stem(map)?,
             epoch: parsed(map, "epoch")?,
             step: parsed(map, "step")?,
             metrics: map.get("metrics").map(|_| parsed(map, "metrics")).transpose()?,
@@ -133,6 +137,11 @@ impl CheckpointMeta {
 fn interpolation(map: &BTreeMap<String, String>) -> std::result::Result<Interpolation, String> {
     let Some(name) = map.get("interpolation") else { return Ok(Interpolation::default()) };
     Interpolation::from_name(name).ok_or(format!("its metadata has an unknown interpolation '{name}'"))
+}
+
+fn stem(map: &BTreeMap<String, String>) -> std::result::Result<Stem, String> {
+    let Some(name) = map.get(Stem::METADATA) else { return Ok(Stem::Auto) };
+    Stem::from_name(name).ok_or(format!("its metadata has an unknown stem '{name}'"))
 }
 
 fn parsed<T: DeserializeOwned>(map: &BTreeMap<String, String>, key: &str) -> std::result::Result<T, String> {
@@ -170,7 +179,6 @@ impl Checkpoint {
     /// If the registry has no such network, or the weights do not fit it.
     pub fn model(&self, device: &Device) -> Result<Model> {
         let CheckpointMeta { model, input, .. } = &self.meta;
-        // The weights know which stem they are for.
         let config = infer_config(zoo::find(model)?, &self.weights, (input.image_size, input.image_size))?;
         let params = Params::zeros();
         let model = Model::new(model, config, params.var_builder(device))?;

@@ -247,6 +247,7 @@ impl Trainer {
             num_classes: self.model.config().num_classes,
             classes: self.train.dataset().meta().classes.clone(),
             input: self.input.clone(),
+            stem: self.model.config().chosen_stem(),
             dataset: self.config.dataset.clone(),
             vocabulary: self.train.dataset().vocabulary().cloned(),
             epoch: self.progress.epoch,

@@ -21,6 +21,25 @@ pub enum Stem {
     ImageNet,
 }
 
+impl Stem {
+    /// The metadata of weights that says which stem they are for. Shapes do not tell where only a stride differs.
+    pub const METADATA: &'static str = "stem";
+
+    /// What options, settings and metadata call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cifar => "cifar",
+            Self::ImageNet => "imagenet",
+        }
+    }
+
+    /// The stem of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Auto, Self::Cifar, Self::ImageNet].into_iter().find(|stem| stem.name() == name)
+    }
+}
+
 /// What a network is built for.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -41,6 +60,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// The stem that is built where there is a choice: never [`Stem::Auto`].
+    pub fn chosen_stem(&self) -> Stem {
+        if self.small_stem() { Stem::Cifar } else { Stem::ImageNet }
+    }
+
     /// Whether to build the small-image form.
     pub fn small_stem(&self) -> bool {
         match self.stem {
@@ -52,7 +76,8 @@ impl Config {
 }
 
 /// The configuration that weights of `spec` were made for, with images of `image_size` (height, width):
-/// classes and channels from the shapes of the last and the first layer, and the stem that fits.
+/// classes and channels from the shapes of the last and the first layer, and the stem that their metadata name or else
+/// that fits.
 ///
 /// The rest of the weights is not judged here; loading them does that.
 ///
@@ -80,6 +105,9 @@ pub fn infer_config(spec: &Spec, state: &StateDict, image_size: (usize, usize)) 
     };
     let num_classes = weight(spec.head)?[0];
     let config = |stem| Config { num_classes, in_chans, image_size, stem, ..spec.config() };
+    if let Some(stem) = state.metadata.get(Stem::METADATA).and_then(|name| Stem::from_name(name)) {
+        return Ok(config(stem));
+    }
     for stem in [Stem::Auto, Stem::Cifar, Stem::ImageNet] {
         let params = Params::zeros();
         match Model::new(spec.name, config(stem), params.var_builder(&Device::Cpu)) {
@@ -127,7 +155,7 @@ pub struct Auxiliary<L> {
 
 /// The side of the smallest square images that a network takes in the form that `config` chooses.
 fn smallest_side(spec: &'static Spec, config: &Config) -> Option<usize> {
-    let stem = if config.small_stem() { Stem::Cifar } else { Stem::ImageNet };
+    let stem = config.chosen_stem();
     // Every network was published for images that it takes.
     let largest = spec.input[1].max(spec.input[2]);
     (1..=largest).find(|&side| {
