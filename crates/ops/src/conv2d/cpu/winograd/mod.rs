@@ -10,28 +10,28 @@
 //! While the transformed filters are small, a task takes a few tiles through all three steps, which stay in its
 //! cache; beyond that, the steps follow each other over all tiles, and tasks share the positions out.
 
+mod layout;
 mod transform;
+mod weight_gradient;
 
 use super::super::Geometry;
+use super::Weight;
 use super::finish::{End, Finish};
 use super::product::{Left, Out, Right, multiply, panel_width};
-use super::{Weight, from_columns};
 use crate::dispatch::strict_f32;
 use crate::element::Element;
 use crate::inference::{Form, prepared};
-use crate::parallel::{buffer, chunks, each, with_scratch};
+use crate::parallel::{each, with_scratch};
 use crate::pool::{Buffer, take};
 use candle_core::{DType, TensorId};
+use layout::{GAP, Source, Store, Tiles};
 use std::ops::Range;
 use std::sync::Arc;
 use transform::{
     F2, F4, Filtering, Target, Window, from_filter_gradients, input_tile, output_gradient_tile, output_tile,
     to_filters,
 };
-
-/// Elements between the data of neighbouring positions. A transform writes to all of them at once, and those a
-/// power of two apart would share a few sets of the cache.
-const GAP: usize = 16;
+pub(super) use weight_gradient::weight_gradient;
 
 /// Whether this kernel is the quickest for a geometry. Below some thirty channels, and sixty with F(2×2, 3×3), the
 /// transforms cost what the products save, and with few tiles a transformed filter is used too rarely to be worth reading.
@@ -83,109 +83,6 @@ impl<T: Element> Scheme<T> {
     /// Positions of a transformed tile.
     fn positions(&self) -> usize {
         (self.side + 2) * (self.side + 2)
-    }
-}
-
-/// Transformed data of a set of tiles: [position][block of channels][tile][channel of the block], neighbouring
-/// positions [`GAP`] further apart.
-#[derive(Debug, Clone, Copy)]
-struct Store {
-    tiles: usize,
-    channels: usize,
-    /// Channels of a block.
-    block: usize,
-}
-
-impl Store {
-    /// All channels of a tile together.
-    fn by_tile(tiles: usize, channels: usize) -> Self {
-        Self { tiles, channels, block: channels }
-    }
-
-    /// A panel's width of channels of each tile together.
-    fn by_panel(tiles: usize, channels: usize) -> Self {
-        Self { tiles, channels, block: panel_width() }
-    }
-
-    /// The same for so many tiles.
-    fn of(self, tiles: usize) -> Self {
-        Self { tiles, ..self }
-    }
-
-    fn block_len(&self) -> usize {
-        self.tiles * self.block
-    }
-
-    fn blocks(&self) -> usize {
-        self.channels.div_ceil(self.block)
-    }
-
-    fn position_len(&self) -> usize {
-        self.blocks() * self.block_len() + GAP
-    }
-
-    fn len(&self, positions: usize) -> usize {
-        positions * self.position_len()
-    }
-
-    /// Where a tile's channel lies in a position's data.
-    fn at(&self, tile: usize, channel: usize) -> usize {
-        channel / self.block * self.block_len() + tile * self.block + channel % self.block
-    }
-}
-
-/// The tiles of a batch. A *strip* is a row of tiles of one image: whole rows of pixels.
-#[derive(Clone, Copy)]
-struct Tiles {
-    /// Outputs along a side of a tile.
-    side: usize,
-    /// Strips of an image, and tiles of a strip.
-    strips: usize,
-    columns: usize,
-    images: usize,
-}
-
-impl Tiles {
-    fn new(g: &Geometry, side: usize) -> Self {
-        Self { side, strips: g.out.0.div_ceil(side), columns: g.out.1.div_ceil(side), images: g.n }
-    }
-
-    fn count(&self) -> usize {
-        self.images * self.strips * self.columns
-    }
-
-    /// Some `tasks` tasks of whole strips.
-    fn tasks(&self, tasks: usize) -> Vec<Range<usize>> {
-        let total = self.images * self.strips;
-        let tasks = tasks.clamp(1, total.max(1));
-        (0..tasks).map(|i| total * i / tasks..total * (i + 1) / tasks).collect()
-    }
-
-    /// Calls `f(tile of the task, image, row and column of the first output pixel)` for each tile of strips.
-    fn for_each(&self, strips: Range<usize>, mut f: impl FnMut(usize, usize, (usize, usize))) {
-        for (i, strip) in strips.enumerate() {
-            for column in 0..self.columns {
-                let corner = (strip % self.strips * self.side, column * self.side);
-                f(i * self.columns + column, strip / self.strips, corner);
-            }
-        }
-    }
-}
-
-/// What a transform reads: maps [n, height, width, channels] and the offset of the first tile.
-#[derive(Clone, Copy)]
-struct Source<'a, T> {
-    maps: &'a [T],
-    size: (usize, usize),
-    channels: usize,
-    offset: (usize, usize),
-}
-
-impl<'a, T: Element> Source<'a, T> {
-    fn window(&self, image: usize, (y, x): (usize, usize)) -> Window<'a, T> {
-        let len = self.size.0 * self.size.1 * self.channels;
-        let corner = (y as isize - self.offset.0 as isize, x as isize - self.offset.1 as isize);
-        Window { image: &self.maps[image * len..][..len], size: self.size, corner, channels: self.channels }
     }
 }
 
@@ -485,104 +382,5 @@ fn transform<T: Element>(
         tiles.for_each(strips, |tile, image, corner| {
             transform(source.window(image, corner), &mut slices, store, tile);
         });
-    });
-}
-
-pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {
-    /// Tiles whose products are summed before they are added to the others: as many as a panel of both sides
-    /// takes of the innermost cache.
-    const SUMMED_TILES: usize = 256;
-    let scheme = Scheme::<T>::choose();
-    let (tiles, positions, width) = (Tiles::new(g, scheme.side), scheme.positions(), panel_width());
-    let seen = Source { maps: xs, size: g.size, channels: g.c_in, offset: g.window.padding };
-    let moved = Source { maps: dys, size: g.out, channels: g.c_out, offset: (0, 0) };
-    let (panels, panel_len) = (g.c_out.div_ceil(width), g.c_in * width);
-    let tasks = tiles.tasks(tiles.count() / SUMMED_TILES);
-    let most = tasks.iter().map(ExactSizeIterator::len).max().unwrap_or(0) * tiles.columns;
-    let (inputs, gradients) = (Store::by_panel(most, g.c_in), Store::by_panel(most, g.c_out));
-    let mut dw = buffer::<f32>(g.c_out * g.c_in * 9);
-    with_scratch(inputs.len(positions) + gradients.len(positions), |scratch| {
-        let (input, gradient) = scratch.split_at_mut(inputs.len(positions));
-        let transformed = |strips: &Range<usize>, input: &mut [f32], gradient: &mut [f32]| {
-            let count = strips.len() * tiles.columns;
-            transform(&tiles, strips.clone(), seen, inputs.of(count), input, scheme.input);
-            let of_gradients = gradients.of(count);
-            transform(&tiles, strips.clone(), moved, of_gradients, gradient, scheme.output_gradient);
-            count
-        };
-        if let [strips] = &tasks[..] {
-            // Each task sums a panel of all positions and uses it up.
-            let count = transformed(strips, input, gradient);
-            let sums = Sums::new((input, inputs.of(count)), (gradient, gradients.of(count)));
-            chunks(&mut dw, panel_len * 9, |panel, out| {
-                with_scratch(positions * (panel_len + GAP), |scratch| {
-                    for (position, sum) in scratch.chunks_exact_mut(panel_len + GAP).enumerate() {
-                        sums.product(position, panel, &mut sum[..panel_len], false);
-                    }
-                    let positions: Vec<&[f32]> = scratch.chunks_exact(panel_len + GAP).collect();
-                    store_gradients(&scheme, &positions, g.c_in, out);
-                });
-            });
-            return;
-        }
-        // [position][panel][c_in][panel width], positions a gap apart.
-        let position_len = panels * panel_len + GAP;
-        let mut total = take::<f32>(positions * position_len);
-        for (i, strips) in tasks.iter().enumerate() {
-            let count = transformed(strips, input, gradient);
-            let sums = Sums::new((input, inputs.of(count)), (gradient, gradients.of(count)));
-            chunks(&mut total, position_len, |position, total| {
-                for (panel, total) in total.chunks_exact_mut(panel_len).enumerate() {
-                    sums.product(position, panel, total, i > 0);
-                }
-            });
-        }
-        chunks(&mut dw, panel_len * 9, |panel, out| {
-            let of_panel = |position| &total[position * position_len + panel * panel_len..][..panel_len];
-            store_gradients(&scheme, &(0..positions).map(of_panel).collect::<Vec<_>>(), g.c_in, out);
-        });
-    });
-    dw
-}
-
-/// The transformed tiles of both sides of a weight gradient.
-struct Sums<'a> {
-    input: &'a [f32],
-    inputs: Store,
-    gradient: &'a [f32],
-    gradients: Store,
-    /// Where each input channel starts in a position's data.
-    starts: Vec<usize>,
-}
-
-impl<'a> Sums<'a> {
-    fn new((input, inputs): (&'a [f32], Store), (gradient, gradients): (&'a [f32], Store)) -> Self {
-        let starts = (0..inputs.channels).map(|ci| inputs.at(0, ci)).collect();
-        Self { input, inputs, gradient, gradients, starts }
-    }
-
-    /// The products of one position, summed over tiles, for a panel of output channels: [c_in][panel width].
-    fn product(&self, position: usize, panel: usize, out: &mut [f32], accumulate: bool) {
-        let (width, inputs, gradients) = (panel_width(), self.inputs, self.gradients);
-        let data = &self.input[position * inputs.position_len()..][..inputs.position_len()];
-        let left = Left { data, starts: &self.starts, runs: &[0], run: inputs.tiles, step: inputs.block };
-        let right = position * gradients.position_len() + panel * gradients.block_len();
-        let right = &self.gradient[right..][..gradients.block_len()];
-        let right = Right { data: right, step: width, next: &[] };
-        multiply(left, right, Out { data: out, stride: width, columns: width, end: End::add_if(accumulate) });
-    }
-}
-
-/// Gᵀ u G of a panel of output channels, `positions` [c_in][panel width] each, into weights [c_out][c_in][3][3].
-fn store_gradients<T>(scheme: &Scheme<T>, positions: &[&[f32]], c_in: usize, out: &mut [f32]) {
-    let width = panel_width();
-    // The nine taps of the input channel that is being stored.
-    let (mut channel, mut taps) = (usize::MAX, vec![0f32; 9 * width]);
-    from_columns(out, c_in, 9, |ci, tap, lanes| {
-        if channel != ci {
-            (scheme.filter_gradients)(positions, ci * width, &mut taps);
-            channel = ci;
-        }
-        lanes.copy_from_slice(&taps[tap * width..][..lanes.len()]);
     });
 }
