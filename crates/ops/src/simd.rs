@@ -7,7 +7,10 @@
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($t:ident : $bound:path),+>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        #[expect(unsafe_code, reason = "calls a version compiled for a detected instruction set")]
+        #[cfg_attr(
+            target_arch = "x86_64",
+            expect(unsafe_code, reason = "calls a version compiled for a detected instruction set")
+        )]
         $vis fn $name $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn portable $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? $body
