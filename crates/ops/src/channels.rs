@@ -405,25 +405,13 @@ fn transposed<T: Element>(xs: &[T], rows: usize, columns: usize) -> Buffer<T> {
 }
 
 multiversion! {
-    /// Each stretch on its own. Two rows or two columns, as ShuffleNet v2 has them, in a loop that fills registers.
+    /// Each stretch on its own.
     fn transpose<T: Element>(xs: &[T], rows: usize, columns: usize, ys: &mut [T]) {
         let len = rows * columns;
         for (xs, ys) in xs.chunks_exact(len).zip(ys.chunks_exact_mut(len)) {
-            if rows == 2 {
-                let (first, second) = xs.split_at(columns);
-                for ((y, &a), &b) in ys.as_chunks_mut::<2>().0.iter_mut().zip(first).zip(second) {
-                    *y = [a, b];
-                }
-            } else if columns == 2 {
-                let (first, second) = ys.split_at_mut(rows);
-                for ((x, a), b) in xs.as_chunks::<2>().0.iter().zip(first).zip(second) {
-                    (*a, *b) = (x[0], x[1]);
-                }
-            } else {
-                for (i, xs) in xs.chunks_exact(columns).enumerate() {
-                    for (y, &x) in ys[i..].iter_mut().step_by(rows).zip(xs) {
-                        *y = x;
-                    }
+            for (i, xs) in xs.chunks_exact(columns).enumerate() {
+                for (y, &x) in ys[i..].iter_mut().step_by(rows).zip(xs) {
+                    *y = x;
                 }
             }
         }
