@@ -8,6 +8,7 @@ mod convert;
 mod data;
 mod eval;
 mod failure;
+mod launch;
 mod list;
 mod number;
 mod options;

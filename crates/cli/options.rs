@@ -91,7 +91,12 @@ impl Common {
     pub(crate) fn threads(&self) -> usize {
         match self.threads {
             Some(threads) => threads.into(),
-            None => std::thread::available_parallelism().map_or(1, usize::from),
+            None => {
+                let all = std::thread::available_parallelism().map_or(1, usize::from);
+                // What a launcher says of the processes that share this machine: ours, torchrun.
+                let here = std::env::var("LOCAL_WORLD_SIZE").ok().and_then(|n| n.parse().ok());
+                (all / here.filter(|&n| n > 0).unwrap_or(1)).max(1)
+            }
         }
     }
 
@@ -121,13 +126,14 @@ impl Common {
         }
     }
 
-    /// What computes: `cpu, 2 threads`.
+    /// What computes: `cpu, 2 threads`, with more than one process `4 processes, each cpu, 2 threads`.
     ///
     /// # Errors
     /// If this build or machine does not have it.
-    pub(crate) fn compute(&self, threads: Option<usize>) -> Result<String> {
+    pub(crate) fn compute(&self, threads: Option<usize>, processes: usize) -> Result<String> {
         let device = device_name(&self.device()?);
-        Ok(format!("{device}, {}", count(threads.unwrap_or_else(|| self.threads()), "thread")))
+        let one = format!("{device}, {}", count(threads.unwrap_or_else(|| self.threads()), "thread"));
+        Ok(if processes > 1 { format!("{processes} processes, each {one}") } else { one })
     }
 
     /// The element type of feature maps, f32 unless given.

@@ -6,6 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Prints results on stdout, everything else on stderr.
@@ -17,6 +18,8 @@ pub(crate) struct Printer {
     /// Set when the reader of stdout has gone (`zoo list | head`): nobody is left to print for, but the work,
     /// a training run for instance, goes on.
     reader_gone: AtomicBool,
+    /// Which process of a run this is, where it is not the first: that one speaks for all, except for errors.
+    rank: OnceLock<usize>,
 }
 
 impl Printer {
@@ -27,7 +30,19 @@ impl Printer {
             quiet: common.quiet,
             verbose: common.verbose,
             reader_gone: AtomicBool::new(false),
+            rank: OnceLock::new(),
         }
+    }
+
+    /// Falls silent, except for errors, in all processes of a run but the first.
+    pub(crate) fn speak_as(&self, rank: usize) {
+        if rank > 0 {
+            let _ = self.rank.set(rank);
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        self.rank.get().is_some()
     }
 
     /// The result of a command: one JSON value with `--json`, else what `text` makes of it.
@@ -52,7 +67,7 @@ impl Printer {
     }
 
     fn write(&self, text: &str) -> Result<()> {
-        if self.reader_gone.load(Ordering::Relaxed) {
+        if self.is_silent() || self.reader_gone.load(Ordering::Relaxed) {
             return Ok(());
         }
         let mut out = std::io::stdout().lock();
@@ -67,31 +82,37 @@ impl Printer {
 
     /// Something that helps while waiting. Silent with `--quiet`.
     pub(crate) fn note(&self, text: impl Display) {
-        if !self.quiet {
+        if !self.quiet && !self.is_silent() {
             self.stderr(&text.to_string());
         }
     }
 
     /// Something for the curious, shown with `--verbose`.
     pub(crate) fn detail(&self, text: impl Display) {
-        if self.verbose {
+        if self.verbose && !self.is_silent() {
             self.stderr(&text.to_string());
         }
     }
 
     /// Something that may make the result other than expected.
     pub(crate) fn warning(&self, text: impl Display) {
-        self.stderr(&format!("warning: {text}"));
+        if !self.is_silent() {
+            self.stderr(&format!("warning: {text}"));
+        }
     }
 
     /// Why the command fails.
     pub(crate) fn error(&self, text: &str) {
-        self.stderr(&format!("error: {text}"));
+        match self.rank.get() {
+            // An error of the exchange names the rank already.
+            Some(rank) if !text.starts_with("rank ") => self.stderr(&format!("error: rank {rank}: {text}")),
+            _ => self.stderr(&format!("error: {text}")),
+        }
     }
 
     /// A progress bar on stderr; a hidden one with `--quiet` or where stderr is no terminal.
     pub(crate) fn bar(&self, template: &str) -> ProgressBar {
-        if self.quiet || !std::io::stderr().is_terminal() {
+        if self.quiet || self.is_silent() || !std::io::stderr().is_terminal() {
             return ProgressBar::hidden();
         }
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -150,12 +150,14 @@ fn settings(run: &RunInfo<'_>, compute: &str) -> String {
     let records = CatalogEntry::find(&c.dataset).map_or("images", CatalogEntry::records);
     let [c_in, side] = [c.in_chans, c.image_size].map(Option::unwrap_or_default);
     let input = dims([c_in, side, side]);
+    let batch = count(c.batch_size, "image");
+    let batch = if run.ranks > 1 { format!("{} × {batch}", run.ranks) } else { batch };
     let rows = [
         ("model", model(run)),
         ("weights", start(run)),
         ("data", format!("{}, {} training and {} validation {records}", c.dataset, images[0], images[1])),
         ("input", format!("{input}, mean {}, std {}, augment {}", list(&c.mean), list(&c.std), c.augment)),
-        ("training", format!("{epochs} of {batches} of {}, {steps}", count(c.batch_size, "image"))),
+        ("training", format!("{epochs} of {batches} of {batch}, {steps}")),
         ("optimizer", optimizer(c)),
         ("schedule", schedule(c)),
         ("extras", extras(c)),
@@ -233,6 +235,12 @@ fn extras(c: &TrainConfig) -> String {
         on.iter().filter(|(_, value)| *value > 0.0).map(|(name, value)| format!("{name} {value}")).collect();
     if c.grad_accum > 1 {
         texts.push(format!("{} batches per step", c.grad_accum));
+    }
+    if c.scale_lr {
+        texts.push("learning rate times the number of processes".into());
+    }
+    if c.sync_batch_norm {
+        texts.push("batch norm over all processes".into());
     }
     if !c.shuffle {
         texts.push("no shuffling".into());

@@ -97,7 +97,7 @@ pub(crate) struct Settings {
     /// How often each training image is used
     #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "Optimisation")]
     epochs: Option<usize>,
-    /// Images per batch
+    /// Images per batch, of each process if several train
     #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "Optimisation")]
     batch_size: Option<usize>,
     /// Batches per step; their gradients are averaged, as if the batch were so much larger
@@ -144,6 +144,14 @@ pub(crate) struct Settings {
     /// Limit the norm of the gradient
     #[arg(long, value_name = "NORM", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     clip_grad: Option<f64>,
+    /// Multiply the learning rate by the number of processes that train
+    #[arg(long, help_heading = "Several devices")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    scale_lr: bool,
+    /// Normalise batches over all processes that train, not each on its own
+    #[arg(long, help_heading = "Several devices")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    sync_batch_norm: bool,
 
     /// Write the loss to metrics.jsonl every N steps
     #[arg(long, value_name = "N", value_parser = non_zero, help_heading = "The run")]

@@ -3,6 +3,8 @@
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+use std::io::IsTerminal as _;
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -39,8 +41,29 @@ impl Signals {
         &self.stop
     }
 
-    /// The exit code of a process that a signal ended: 130 after Ctrl-C, 143 after SIGTERM.
+    /// The exit code of a process that a signal ended: 130 after Ctrl-C, 143 after SIGTERM, and where another rank of
+    /// the run was told to stop.
     pub(crate) fn exit_code(&self) -> u8 {
-        EXIT_CODE_BASE + u8::try_from(self.last.load(Ordering::SeqCst)).unwrap_or(0)
+        let last = self.last.load(Ordering::SeqCst);
+        EXIT_CODE_BASE + u8::try_from(if last == 0 { SIGTERM as usize } else { last }).unwrap_or(0)
+    }
+
+    /// Whether a process that has saved its state and stopped as it was told has such an exit code.
+    pub(crate) fn is_exit_code(code: i32) -> bool {
+        [SIGINT, SIGTERM].contains(&(code - i32::from(EXIT_CODE_BASE)))
+    }
+
+    /// Whether the signal was Ctrl-C, which a terminal sends to every process of a command.
+    pub(crate) fn is_from_terminal(&self) -> bool {
+        self.last.load(Ordering::SeqCst) == SIGINT as usize && std::io::stdin().is_terminal()
+    }
+
+    /// Tells another process to come to a tidy end.
+    pub(crate) fn forward(child: &Child) {
+        #[cfg(unix)]
+        if let Some(id) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            // It may have ended meanwhile.
+            let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
+        }
     }
 }

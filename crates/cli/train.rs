@@ -1,20 +1,22 @@
 //! `zoo train`: trains a model, or goes on with a run.
 
+use crate::launch;
 use crate::number::{duration, thousands};
-use crate::options::Common;
+use crate::options::{Common, non_zero};
 use crate::printer::Printer;
 use crate::progress::Progress;
 use crate::settings::Settings;
 use crate::signals::Signals;
 use crate::trained::downloading;
 use anyhow::{Context, Result, bail};
-use candle_core::Device;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 use zoo_data::Dataset;
-use zoo_trainer::{Error, Outcome, RunDir, RunSummary, Start, TrainConfig, TrainData, Trainer};
+use zoo_trainer::{
+    Error, Membership, Outcome, Place, RunDir, RunSummary, Start, TrainConfig, TrainData, Trainer,
+};
 
 /// Where runs go that are given no folder.
 const RUNS: &str = "runs";
@@ -43,6 +45,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["out", "recipe"])]
     #[arg(help_heading = "The run")]
     resume: Option<Option<PathBuf>>,
+    /// Train in N processes, each with a device of its own and --batch-size images of every batch; on the CPU each with
+    /// its share of the threads. Also with torchrun or srun (which say so by RANK, WORLD_SIZE ..., or SLURM_PROCID ...)
+    #[arg(long, value_name = "N", value_parser = non_zero, default_value = "1", hide_default_value = true)]
+    #[arg(help_heading = "Several devices")]
+    devices: usize,
 }
 
 /// A run that is ready to train.
@@ -58,14 +65,26 @@ struct Ready {
 /// If the settings make no sense, data or folder cannot be used, or training fails.
 pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
     let device = common.device()?;
+    if args.devices > 1 && Membership::from_env()?.is_none() {
+        return launch::run(args.devices, printer);
+    }
+    let place = Place::join(&device)?;
+    printer.speak_as(place.ranks.rank());
     let flags = args.settings.flags(common)?;
     let Ready { mut trainer, example } = match &args.resume {
-        Some(dir) => resumed(dir.as_deref(), flags, common, &device)?,
-        None => new(args, &flags, common, &device, printer)?,
+        Some(dir) => resumed(dir.as_deref(), flags, common, &place)?,
+        None => new(args, &flags, common, &place, printer)?,
     };
     let signals = Signals::listen()?;
-    let mut progress = Progress::new(printer, common.compute(trainer.config().threads)?);
-    let outcome = trainer.run(signals.stop(), &mut progress);
+    let compute = common.compute(trainer.config().threads, place.ranks.size())?;
+    let mut progress = Progress::new(printer, compute);
+    let outcome = match place.is_first() {
+        true => trainer.run(signals.stop(), &mut progress),
+        false => trainer.run(signals.stop(), &mut ()),
+    };
+    if outcome.is_ok() {
+        place.ranks.leave();
+    }
     let printed = progress.finish();
     match outcome? {
         Outcome::Finished(summary) => {
@@ -89,17 +108,12 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
 }
 
 /// A run in a folder of its own.
-fn new(
-    args: &Args,
-    flags: &toml::Table,
-    common: &Common,
-    device: &Device,
-    printer: &Printer,
-) -> Result<Ready> {
+fn new(args: &Args, flags: &toml::Table, common: &Common, place: &Place, printer: &Printer) -> Result<Ready> {
     let mut config = TrainConfig::resolve(args.recipe.as_deref(), flags)?;
     apply(&config, common)?;
     // Before the data, whose download may take minutes.
     let dir = match &args.out {
+        out if !place.is_first() => RunDir::of_first_rank(out.as_deref().unwrap_or(Path::new(RUNS))),
         Some(path) => RunDir::create(path).map_err(|error| match error {
             Error::RunExists(path) => anyhow::anyhow!(
                 "{0} holds a run already; go on with it by --resume {0}, or give --out another folder",
@@ -115,16 +129,16 @@ fn new(
     let ready = start.and_then(|start| {
         let data = TrainData::open(&config)?;
         let example = example(&data.val);
-        Ok(Ready { trainer: Trainer::from_start(config, start, &data, dir, device)?, example })
+        Ok(Ready { trainer: Trainer::from_start(config, start, &data, dir, place.clone())?, example })
     });
-    if ready.is_err() {
+    if ready.is_err() && place.is_first() {
         remove_unused(&path);
     }
     Ok(ready?)
 }
 
 /// A run that goes on, with options that may be changed changed.
-fn resumed(dir: Option<&Path>, flags: toml::Table, common: &Common, device: &Device) -> Result<Ready> {
+fn resumed(dir: Option<&Path>, flags: toml::Table, common: &Common, place: &Place) -> Result<Ready> {
     let dir = RunDir::open(&dir.map_or_else(latest_run, |dir| Ok(dir.to_path_buf()))?)?;
     let mut settings: toml::Table =
         dir.config()?.to_toml().parse().context("cannot read the settings of the run")?;
@@ -133,7 +147,7 @@ fn resumed(dir: Option<&Path>, flags: toml::Table, common: &Common, device: &Dev
     apply(&config, common)?;
     let data = TrainData::open(&config)?;
     let example = example(&data.val);
-    Ok(Ready { trainer: Trainer::resume(config, &data, dir, device)?, example })
+    Ok(Ready { trainer: Trainer::resume(config, &data, dir, place.clone())?, example })
 }
 
 /// Applies what holds for the whole process: as many threads as a recipe asks for if the command line does not say,

@@ -3,6 +3,8 @@
 mod bad_input;
 mod command;
 mod inspect;
+#[cfg(unix)]
+mod ranks;
 mod sentences;
 #[cfg(unix)]
 mod train_resume;

@@ -49,7 +49,7 @@ pub use dataset::{Dataset, Meta, Split};
 pub use decode::{MAX_PIXELS, decode_image, load_image};
 pub use error::Error;
 pub use imagenet::imagenet_classes;
-pub use loader::{Batch, Epoch, Loader, LoaderConfig};
+pub use loader::{Batch, Epoch, Loader, LoaderConfig, Share};
 pub use mix::{Mix, Mixed};
 pub use pixels::Image;
 pub use preprocess::{Preprocess, preprocess};

@@ -13,6 +13,7 @@ use crate::resize::Interpolation;
 use crate::{Error, Result};
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,11 +23,33 @@ use zoo_ops::rng::stream;
 /// Batches that a worker makes ahead.
 const AHEAD: usize = 2;
 
+/// Which part of each batch a [`Loader`] makes, where several processes train one network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// From 0.
+    pub rank: usize,
+    /// How many share a batch, at least 1.
+    pub ranks: usize,
+}
+
+impl Share {
+    /// The whole of each batch.
+    pub const ALL: Self = Self { rank: 0, ranks: 1 };
+
+    /// Which of `n` images are this one's: neighbours, and at most one more than those of another.
+    fn of(self, n: usize) -> Range<usize> {
+        n * self.rank / self.ranks..n * (self.rank + 1) / self.ranks
+    }
+}
+
 /// How a [`Loader`] makes batches.
 #[derive(Debug, Clone)]
 pub struct LoaderConfig {
-    /// Images per batch, at least 1.
+    /// Images per batch and process, at least 1.
     pub batch_size: usize,
+    /// The part of a batch of `ranks · batch_size` images to make. A last batch of fewer images than there are ranks is
+    /// left out.
+    pub share: Share,
     /// A new order each epoch, drawn from `seed`; otherwise that of the data set.
     pub shuffle: bool,
     /// Decides order and augmentation.
@@ -57,6 +80,7 @@ impl LoaderConfig {
     pub fn new(batch_size: usize, seed: u64) -> Self {
         Self {
             batch_size,
+            share: Share::ALL,
             shuffle: false,
             seed,
             augment: Augment::None,
@@ -69,6 +93,11 @@ impl LoaderConfig {
             drop_last: false,
             workers: None,
         }
+    }
+
+    /// Images of a batch over all who share it.
+    fn whole_batch(&self) -> usize {
+        self.batch_size * self.share.ranks
     }
 }
 
@@ -91,6 +120,8 @@ pub struct Batch {
     pub mixed: Option<Mixed>,
     /// The position of each image in the data set.
     pub indices: Vec<u32>,
+    /// Where in the batch that is shared the first of the images lies; 0 where nothing is shared.
+    pub first: usize,
     /// The place of this batch in its epoch. An epoch resumed at `number + 1` goes on after this batch.
     pub number: usize,
 }
@@ -176,8 +207,14 @@ impl Loader {
         if config.batch_size == 0 {
             return Err(Error::Config("batch size must be at least 1, found 0".into()));
         }
-        if config.drop_last && dataset.len() < config.batch_size {
-            let message = format!("{} images do not fill one batch of {}", dataset.len(), config.batch_size);
+        if config.drop_last && dataset.len() < config.whole_batch() {
+            let message =
+                format!("{} images do not fill one batch of {}", dataset.len(), config.whole_batch());
+            return Err(Error::Config(message));
+        }
+        let ranks = config.share.ranks;
+        if dataset.len() < ranks {
+            let message = format!("{} images cannot be shared by {ranks} processes", dataset.len());
             return Err(Error::Config(message));
         }
         let usual = if meta.fixed_size {
@@ -201,8 +238,9 @@ impl Loader {
 
     /// Number of batches in an epoch.
     pub fn batches(&self) -> usize {
-        let (n, size) = (self.shared.dataset.len(), self.shared.config.batch_size);
-        if self.shared.config.drop_last { n / size } else { n.div_ceil(size) }
+        let (n, size) = (self.shared.dataset.len(), self.shared.config.whole_batch());
+        let least = if self.shared.config.drop_last { size } else { self.shared.config.share.ranks };
+        n / size + usize::from(n % size >= least)
     }
 
     /// The batches of an epoch from `first_batch` on, and workers that make them ahead. Dropping the iterator
@@ -276,8 +314,10 @@ impl Plan {
     /// Batch `number`, or nothing if told to stop meanwhile.
     fn make(&self, number: usize, stop: &AtomicBool) -> Option<Made> {
         let Shared { config, input, dataset, .. } = &*self.shared;
-        let from = number * config.batch_size;
-        let members = &self.order[from..(from + config.batch_size).min(self.order.len())];
+        let from = number * config.whole_batch();
+        let all = &self.order[from..(from + config.whole_batch()).min(self.order.len())];
+        let share = config.share.of(all.len());
+        let (first, members) = (share.start, &all[share]);
         let (side, c) = (input.crop, input.channels);
         let size = side * side * c;
         let mut batch = Batch {
@@ -289,6 +329,7 @@ impl Plan {
             labels: Vec::with_capacity(members.len()),
             mixed: None,
             indices: Vec::with_capacity(members.len()),
+            first,
             number,
         };
         let mut failed = Vec::new();

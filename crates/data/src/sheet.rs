@@ -1,7 +1,7 @@
 //! A picture of many samples, to look at.
 
 use crate::dataset::{Dataset, permutation};
-use crate::loader::{Loader, LoaderConfig};
+use crate::loader::{Loader, LoaderConfig, Share};
 use crate::{Error, Result};
 use image::RgbImage;
 use image::imageops::{FilterType, replace, resize};
@@ -32,7 +32,13 @@ pub fn contact_sheet(dataset: &Dataset, per_class: usize, config: &LoaderConfig)
     }
     chosen.sort_by_key(|&i| dataset.label(i));
     let columns = taken.iter().copied().max().unwrap_or(0);
-    let config = LoaderConfig { batch_size: 16, shuffle: false, drop_last: false, ..config.clone() };
+    let config = LoaderConfig {
+        batch_size: 16,
+        shuffle: false,
+        share: Share::ALL,
+        drop_last: false,
+        ..config.clone()
+    };
     let loader = Loader::new(dataset.subset(chosen), config)?;
     let side = loader.preprocess().crop as u32;
     let tile = side * (TILE / side).max(1);

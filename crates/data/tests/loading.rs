@@ -3,8 +3,8 @@
 use std::sync::mpsc;
 use std::time::Duration;
 use zoo_data::{
-    Augment, Batch, Dataset, Image, Loader, LoaderConfig, Meta, Mix, Preprocess, Split, contact_sheet, open,
-    preprocess,
+    Augment, Batch, Dataset, Image, Loader, LoaderConfig, Meta, Mix, Preprocess, Share, Split, contact_sheet,
+    open, preprocess,
 };
 
 fn shapes(n: usize) -> Dataset {
@@ -65,6 +65,35 @@ fn an_epoch_has_every_image_once_in_an_order_of_its_own() {
     assert_eq!(sorted, order(0, &LoaderConfig::new(32, 7)));
     assert_eq!(sorted, (0..200).collect::<Vec<u32>>());
     assert_eq!(order(0, &LoaderConfig { drop_last: true, ..shuffled }).len(), 192);
+}
+
+#[test]
+fn shares_of_a_batch_are_the_whole() {
+    // Batches of 24 and a last one of 8, and of 2, which three ranks cannot share.
+    for (images, batches) in [(200, 9), (194, 8)] {
+        let set = shapes(images);
+        let all = LoaderConfig { batch_size: 24, ..config(Augment::Standard) };
+        let whole = epoch(&set, &all, 3, 0);
+        let share = |rank| {
+            let share = Share { rank, ranks: 3 };
+            epoch(&set, &LoaderConfig { batch_size: 8, share, ..all.clone() }, 3, 0)
+        };
+        let shares = [share(0), share(1), share(2)];
+        assert!(shares.iter().all(|share| share.len() == batches), "{images}");
+        for (number, whole) in whole.iter().take(batches).enumerate() {
+            let parts = || shares.iter().map(|share| &share[number]);
+            assert_eq!(parts().flat_map(|part| part.indices.clone()).collect::<Vec<_>>(), whole.indices);
+            assert!(parts().flat_map(|part| part.pixels.clone()).eq(whole.pixels.iter().copied()));
+            let mut first = 0;
+            for part in parts() {
+                assert_eq!(part.first, first);
+                first += part.n;
+            }
+        }
+    }
+    let share = Share { rank: 0, ranks: 6 };
+    let refused = Loader::new(shapes(5), LoaderConfig { share, ..LoaderConfig::new(4, 0) }).unwrap_err();
+    assert_eq!(refused.to_string(), "5 images cannot be shared by 6 processes");
 }
 
 #[test]

@@ -208,13 +208,13 @@ impl Kernel for Sum {
         ys
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         let second = call.of_map[1].then(|| {
             let mut dys = take::<T>(call.gradient.len());
             scaled(call.gradient, self.factor, &mut dys);
             dys
         });
-        (vec![call.of_map[0].then(|| std::mem::take(call.gradient)), second], Vec::new())
+        Ok((vec![call.of_map[0].then(|| std::mem::take(call.gradient)), second], Vec::new()))
     }
 }
 
@@ -291,7 +291,7 @@ impl Kernel for Stretches {
         ys
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         let dys: &[T] = call.gradient;
         let pixels = dys.len() / self.result.max(1);
         let of_map = |((&wanted, &channels), &(from, to, len)): ((&bool, &usize), &(usize, usize, usize))| {
@@ -309,7 +309,7 @@ impl Kernel for Stretches {
                 dxs
             })
         };
-        (call.of_map.iter().zip(&self.channels).zip(&self.stretches).map(of_map).collect(), Vec::new())
+        Ok((call.of_map.iter().zip(&self.channels).zip(&self.stretches).map(of_map).collect(), Vec::new()))
     }
 }
 
@@ -334,7 +334,7 @@ impl Kernel for Interleaved {
         ys
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         let dys: &[T] = call.gradient;
         let pixels = dys.len() / (2 * self.len).max(1);
         let of_map = |(which, &wanted): (usize, &bool)| {
@@ -350,7 +350,7 @@ impl Kernel for Interleaved {
                 dxs
             })
         };
-        (call.of_map.iter().enumerate().map(of_map).collect(), Vec::new())
+        Ok((call.of_map.iter().enumerate().map(of_map).collect(), Vec::new()))
     }
 }
 
@@ -390,8 +390,8 @@ impl Kernel for Transposed {
         transposed(maps[0], self.rows, self.columns)
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
-        (vec![Some(transposed(call.gradient, self.columns, self.rows))], Vec::new())
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
+        Ok((vec![Some(transposed(call.gradient, self.columns, self.rows))], Vec::new()))
     }
 }
 

@@ -98,8 +98,8 @@ impl Kernel for Mask {
         ys
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         self.multiply(call.gradient);
-        (vec![Some(std::mem::take(call.gradient))], Vec::new())
+        Ok((vec![Some(std::mem::take(call.gradient))], Vec::new()))
     }
 }

@@ -36,6 +36,7 @@ pub mod memory;
 mod parallel;
 mod pool;
 pub mod radix_softmax;
+pub mod ranks;
 pub mod rng;
 mod scoped;
 pub mod sgd;

@@ -33,12 +33,13 @@ pub fn stream(seed: u64, purpose: &str, index: u64) -> ChaCha8Rng {
 pub struct Noise {
     seed: u64,
     calls: Arc<AtomicU64>,
+    first_image: Arc<AtomicU64>,
 }
 
 impl Noise {
     /// A source at its start.
     pub fn new(seed: u64) -> Self {
-        Self { seed, calls: Arc::default() }
+        Self { seed, ..Self::default() }
     }
 
     /// How many masks have been drawn.
@@ -51,9 +52,18 @@ impl Noise {
         self.calls.store(calls, Ordering::SeqCst);
     }
 
-    /// A tensor of `shape` in f32 whose elements are `1 / keep` with probability `keep` and 0 otherwise.
+    /// Says where in its batch the first image of what follows lies, 0 unless said: a rank that has a share of the
+    /// batch draws the masks that one rank would draw for those images.
+    pub fn set_first_image(&self, first: usize) {
+        self.first_image.store(first as u64, Ordering::SeqCst);
+    }
+
+    /// A tensor of `shape`, of which the first dimension is that of the images, in f32 whose elements are `1 / keep` with probability `keep` and 0 otherwise.
     pub fn keep_mask(&self, shape: &[usize], keep: f64, device: &Device) -> Result<Tensor> {
         let mut rng = stream(self.seed, "dropout", self.calls.fetch_add(1, Ordering::SeqCst));
+        let of_image: usize = shape.iter().skip(1).product();
+        // An element takes a word.
+        rng.set_word_pos(u128::from(self.first_image.load(Ordering::SeqCst)) * of_image as u128);
         let threshold = (keep * 2f64.powi(32)) as u64;
         let scale = (1.0 / keep) as f32;
         let n = shape.iter().product();
@@ -66,6 +76,19 @@ impl Noise {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_of_a_batch_have_the_masks_of_the_whole() {
+        let mask = |first, n| {
+            let noise = Noise::new(7);
+            noise.set_first_image(first);
+            let mask = noise.keep_mask(&[n, 5, 3], 0.5, &Device::Cpu).unwrap();
+            mask.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let whole = mask(0, 6);
+        assert_eq!([mask(0, 2), mask(2, 4)].concat(), whole);
+        assert_ne!(mask(0, 2), mask(2, 2));
+    }
 
     #[test]
     fn streams_repeat_and_differ() {

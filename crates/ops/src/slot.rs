@@ -259,7 +259,9 @@ pub(crate) trait Kernel: Sized + Send + Sync + 'static {
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], params: &[&[f32]]) -> Buffer<T>;
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T>;
+    /// # Errors
+    /// Where it needs other processes, if one of them has ended.
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>>;
 
     /// Applies the operator; the result has `dims`.
     fn apply(self, maps: &[&Slot], params: &[&Tensor], dims: Dims) -> Result<Slot> {
@@ -354,7 +356,7 @@ fn backward_of<T: Element>(op: &Op<impl Kernel>, params: &[&Tensor]) -> Result<V
         gradient,
         of_map: &op.of_map,
         of_param: &op.of_param,
-    });
+    })?;
     drop(saved);
     for (slot, new) in op.map_gradients.iter().zip(of_maps) {
         if let Some(new) = new {

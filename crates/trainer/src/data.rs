@@ -4,7 +4,7 @@ use crate::input::Input;
 use crate::start::Start;
 use crate::{Error, Result, TrainConfig};
 use zoo::Spec;
-use zoo_data::{Augment, Dataset, Interpolation, Loader, LoaderConfig, Meta, Mix, Preprocess, Split};
+use zoo_data::{Augment, Dataset, Interpolation, Loader, LoaderConfig, Meta, Mix, Preprocess, Share, Split};
 
 /// The seed that draws the set `shapes` and decides which images a limit or a held-out share takes. It is the
 /// same in every run, so that runs with different seeds are measured on the same images.
@@ -36,7 +36,8 @@ impl TrainData {
         Ok(Self { train: limit(train, config.limit_train), val: limit(val, config.limit_test) })
     }
 
-    pub(crate) fn loaders(&self, config: &TrainConfig) -> Result<(Loader, Loader)> {
+    /// What makes the batches of one rank: its share of each to train on, and its share of the set to evaluate on.
+    pub(crate) fn loaders(&self, config: &TrainConfig, share: Share) -> Result<(Loader, Loader)> {
         let base = LoaderConfig {
             image_size: config.image_size,
             resize: config.resize,
@@ -50,10 +51,18 @@ impl TrainData {
             augment: config.augment,
             crop_scale: config.crop_scale,
             mix,
+            share,
             ..base.clone()
         };
         let val = LoaderConfig { augment: Augment::None, ..base };
-        Ok((Loader::new(self.train.clone(), train)?, Loader::new(self.val.clone(), val)?))
+        let own = self.val.subset((share.rank..self.val.len()).step_by(share.ranks));
+        if own.is_empty() && !self.val.is_empty() {
+            let (images, ranks) = (self.val.len(), share.ranks);
+            return Err(Error::Ranks(format!(
+                "{images} images to evaluate on cannot be shared by {ranks} processes"
+            )));
+        }
+        Ok((Loader::new(self.train.clone(), train)?, Loader::new(own, val)?))
     }
 }
 

@@ -67,6 +67,9 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
+    /// The processes of a run cannot work together.
+    #[error("{0}")]
+    Ranks(String),
     /// A data set cannot be opened or read.
     #[error(transparent)]
     Data(#[from] zoo_data::Error),

@@ -40,10 +40,22 @@ pub fn evaluate(
     model: &Model,
     loader: &Loader,
     input: &Input,
-    (dtype, device): (DType, &Device),
-    mut progress: impl FnMut(usize) -> ControlFlow<()>,
+    place: (DType, &Device),
+    progress: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<EvalReport>> {
     let start = Instant::now();
+    let metrics = measure(model, loader, input, place, progress)?;
+    Ok(metrics.map(|metrics| EvalReport::new(&metrics, start, &loader.dataset().meta().classes)))
+}
+
+/// What [`evaluate`] counts.
+pub(crate) fn measure(
+    model: &Model,
+    loader: &Loader,
+    input: &Input,
+    (dtype, device): (DType, &Device),
+    mut progress: impl FnMut(usize) -> ControlFlow<()>,
+) -> Result<Option<Metrics>> {
     let mut metrics = Metrics::default();
     let inference = Inference::default();
     for batch in loader.epoch(0, 0) {
@@ -55,14 +67,20 @@ pub fn evaluate(
             return Ok(None);
         }
     }
-    let elapsed_s = start.elapsed().as_secs_f64();
-    Ok(Some(EvalReport {
-        n: metrics.n,
-        top1: metrics.top1_percent(),
-        top5: metrics.top5_percent(),
-        loss: metrics.mean_loss(),
-        images_per_second: metrics.n as f64 / elapsed_s.max(1e-9),
-        elapsed_s,
-        per_class: metrics.class_accuracies(&loader.dataset().meta().classes),
-    }))
+    Ok(Some(metrics))
+}
+
+impl EvalReport {
+    pub(crate) fn new(metrics: &Metrics, start: Instant, classes: &[String]) -> Self {
+        let elapsed_s = start.elapsed().as_secs_f64();
+        Self {
+            n: metrics.n,
+            top1: metrics.top1_percent(),
+            top5: metrics.top5_percent(),
+            loss: metrics.mean_loss(),
+            images_per_second: metrics.n as f64 / elapsed_s.max(1e-9),
+            elapsed_s,
+            per_class: metrics.class_accuracies(classes),
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! Counting hits and averaging losses, exactly and in any batching.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use serde::Serialize;
+use zoo_ops::ranks::Communicator;
 
 /// Classes that count as a hit of top-5.
 const TOP: usize = 5;
@@ -66,6 +67,26 @@ impl Metrics {
         Ok(())
     }
 
+    /// Those of the images of all ranks, each of which has seen its own; `classes` is how many there are.
+    ///
+    /// # Errors
+    /// If a rank has ended or does not answer.
+    pub fn sum_over(&self, ranks: &dyn Communicator, classes: usize) -> Result<Self> {
+        let count = |n: u64| n as f64;
+        let mut own = vec![count(self.n), count(self.top1), count(self.top5), self.loss];
+        let of_class = (0..classes).map(|class| self.per_class.get(class).copied().unwrap_or_default());
+        own.extend(of_class.flat_map(|(n, hits)| [count(n), count(hits)]));
+        let sums = ranks.sum(&Tensor::new(own, &Device::Cpu)?)?.to_vec1::<f64>()?;
+        let of_class = sums[4..].as_chunks::<2>().0;
+        Ok(Self {
+            n: sums[0] as u64,
+            top1: sums[1] as u64,
+            top5: sums[2] as u64,
+            loss: sums[3],
+            per_class: of_class.iter().map(|&[n, hits]| (n as u64, hits as u64)).collect(),
+        })
+    }
+
     /// Percent of images whose class has the highest logit; 0 without images.
     pub fn top1_percent(&self) -> f64 {
         percent(self.top1, self.n)
@@ -106,7 +127,6 @@ fn cross_entropy(row: &[f32], target: f32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     fn logits(rows: &[[f32; 7]]) -> Tensor {
         Tensor::from_slice(rows.as_flattened(), (rows.len(), 7), &Device::Cpu).unwrap()

@@ -42,6 +42,8 @@ pub struct RunInfo<'a> {
     pub adapted: Option<&'a Adapted>,
     /// Whose names the weights had, where these were not the zoo's.
     pub translated: Option<Translated>,
+    /// Processes that train.
+    pub ranks: usize,
     /// Training images.
     pub train_images: usize,
     /// Images evaluated on.

@@ -66,6 +66,11 @@ impl RunDir {
         Ok(dir)
     }
 
+    /// A folder that another process writes: the first of the ranks of a run.
+    pub fn of_first_rank(path: &Path) -> Self {
+        Self(path.to_path_buf())
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.0
@@ -91,11 +96,10 @@ impl RunDir {
     }
 }
 
-/// `metrics.jsonl`, open for appending and locked against other processes.
-#[derive(Debug)]
+/// `metrics.jsonl`, open for appending and locked against other processes; or nothing, for a process that writes none.
+#[derive(Debug, Default)]
 pub(crate) struct MetricsLog {
-    file: File,
-    path: PathBuf,
+    file: Option<(File, PathBuf)>,
     len: u64,
 }
 
@@ -113,22 +117,25 @@ impl MetricsLog {
             std::thread::sleep(Duration::from_millis(10));
         }
         let len = file.metadata().map_err(Error::io(&path))?.len();
-        Ok(Self { file, path, len })
+        Ok(Self { file: Some((file, path)), len })
     }
 
     /// Removes what was written after the log had `len` bytes.
     pub(crate) fn cut(&mut self, len: u64) -> Result<()> {
-        if len < self.len {
-            self.file.set_len(len).map_err(Error::io(&self.path))?;
+        if let Some((file, path)) = &self.file
+            && len < self.len
+        {
+            file.set_len(len).map_err(Error::io(path))?;
             self.len = len;
         }
         Ok(())
     }
 
     pub(crate) fn append(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut text = serde_json::to_string(line).map_err(|error| Error::io(&self.path)(error.into()))?;
+        let Some((file, path)) = &mut self.file else { return Ok(()) };
+        let mut text = serde_json::to_string(line).map_err(|error| Error::io(&*path)(error.into()))?;
         text.push('\n');
-        self.file.write_all(text.as_bytes()).map_err(Error::io(&self.path))?;
+        file.write_all(text.as_bytes()).map_err(Error::io(&*path))?;
         self.len += text.len() as u64;
         Ok(())
     }
@@ -140,6 +147,6 @@ impl MetricsLog {
 
     /// Waits until the lines are on the disk.
     pub(crate) fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(Error::io(&self.path))
+        self.file.as_ref().map_or(Ok(()), |(file, path)| file.sync_data().map_err(Error::io(path)))
     }
 }

@@ -34,6 +34,9 @@ pub(crate) struct Progress {
     pub(crate) noise_calls: u64,
     /// Training images there are: a resumed run must have as many.
     pub(crate) train_images: usize,
+    /// Processes that train: a resumed run must have as many.
+    #[serde(default = "alone")]
+    pub(crate) ranks: usize,
     /// Length of `metrics.jsonl` in bytes.
     pub(crate) metrics_len: u64,
     /// Seconds of training and evaluating so far.
@@ -46,6 +49,10 @@ pub(crate) struct Progress {
     pub(crate) best: Option<Best>,
     /// The last completed epoch.
     pub(crate) last: Option<EpochRecord>,
+}
+
+fn alone() -> usize {
+    1
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]

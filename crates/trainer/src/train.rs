@@ -1,19 +1,21 @@
 //! The training loop.
 
-use crate::evaluate::{EvalReport, evaluate};
+use crate::evaluate::{EvalReport, measure};
 use crate::gradients::Gradients;
 use crate::metrics::{Metrics, percent};
 use crate::observer::{EpochRecord, Observer, Outcome, StepInfo};
 use crate::pass::train_pass;
+use crate::ranks::Place;
 use crate::state::{Best, EpochSums};
 use crate::{Error, Result, RunDir, Trainer};
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use zoo_data::{Batch, Loader};
 use zoo_ops::Targets;
+use zoo_ops::ranks::with_synchronised_batch_norm;
 
 /// Skipped images that are named one by one.
 const WARNINGS: usize = 10;
@@ -70,26 +72,33 @@ impl Trainer {
         let (accum, batches) = (self.config.grad_accum, self.train.batches());
         let mut clock = Instant::now();
         let mut group = Group::default();
+        let mut expected = self.progress.batch;
         for batch in self.train.epoch(self.progress.epoch, self.progress.batch) {
             let batch = batch?;
             let number = batch.number;
+            self.place.check_in_step(number, expected)?;
+            expected = number + 1;
             // The last batch of the group before may have been left out because no image of it can be read.
             if group.n > 0 && number / accum != group.index {
-                self.end_step(std::mem::take(&mut group), &mut clock, observer)?;
+                let last = std::mem::take(&mut group);
+                if self.end_step(last, &mut clock, stop, observer)?.is_break() {
+                    return Ok(Flow::Break(()));
+                }
             }
             group.index = number / accum;
             self.pass(&batch, &mut group)?;
             drop(batch);
             if (number + 1).is_multiple_of(accum) || number + 1 == batches {
-                self.end_step(std::mem::take(&mut group), &mut clock, observer)?;
-                if stop.load(Ordering::Relaxed) {
+                let last = std::mem::take(&mut group);
+                if self.end_step(last, &mut clock, stop, observer)?.is_break() {
                     return Ok(Flow::Break(()));
                 }
             }
         }
-        if group.n > 0 {
-            self.end_step(group, &mut clock, observer)?;
+        if group.n > 0 && self.end_step(group, &mut clock, stop, observer)?.is_break() {
+            return Ok(Flow::Break(()));
         }
+        self.place.check_in_step(batches, expected)?;
         self.progress.batch = batches;
         warn_of_skipped(&self.train, observer);
         Ok(Flow::Continue(()))
@@ -97,15 +106,16 @@ impl Trainer {
 
     /// Adds a batch's gradients to those of its group.
     fn pass(&self, batch: &Batch, group: &mut Group) -> Result<()> {
-        let xs = self.input.normalise(batch, self.config.dtype.dtype(), &self.device)?;
+        let xs = self.input.normalise(batch, self.config.dtype.dtype(), &self.place.device)?;
         let planned = self.planned_images(group.index);
         let scale = batch.n as f64 / planned as f64;
         let targets = self.targets(batch)?;
-        let pass = train_pass(&self.model, &xs, &targets, self.config.label_smoothing, scale)?;
-        if !pass.loss.is_finite() {
-            let step = self.progress.step;
-            return Err(self.diverged(pass.loss, step + 1, self.schedule.lr(step)));
-        }
+        self.noise.set_first_image(batch.first);
+        let pass = || train_pass(&self.model, &xs, &targets, self.config.label_smoothing, scale);
+        let pass = match self.config.sync_batch_norm {
+            true => with_synchronised_batch_norm(&self.place.ranks, pass)?,
+            false => pass()?,
+        };
         let mut metrics = Metrics::default();
         metrics.update(&pass.logits, batch.main_labels())?;
         group.gradients.add(Gradients::take(self.optimizer.parameters(), pass.gradients))?;
@@ -120,19 +130,50 @@ impl Trainer {
     fn targets(&self, batch: &Batch) -> Result<Targets> {
         let classes = self.model.config().num_classes;
         Ok(match batch.soft_targets(classes) {
-            Some(soft) => Targets::Soft(Tensor::from_vec(soft, (batch.n, classes), &self.device)?),
-            None => Targets::Classes(Tensor::new(batch.labels.as_slice(), &self.device)?),
+            Some(soft) => Targets::Soft(Tensor::from_vec(soft, (batch.n, classes), &self.place.device)?),
+            None => Targets::Classes(Tensor::new(batch.labels.as_slice(), &self.place.device)?),
         })
     }
 
     /// Images in a group of batches if all of them can be read.
     fn planned_images(&self, group: usize) -> usize {
-        let size = self.config.grad_accum * self.config.batch_size;
+        let size = self.config.grad_accum * self.config.batch_size * self.place.ranks.size();
         size.min(self.train.dataset().len() - group * size)
     }
 
-    /// Takes the optimizer step of a complete group.
-    fn end_step(&mut self, mut group: Group, clock: &mut Instant, observer: &mut dyn Observer) -> Result<()> {
+    /// Adds up what the ranks have of a group, and averages the statistics that they keep apart. Says whether one of them
+    /// is to stop.
+    fn sum_over_ranks(&self, group: &mut Group, stop: bool) -> Result<bool> {
+        let Place { device, ranks } = &self.place;
+        let numbers = [group.n as f32, group.top1 as f32, group.loss as f32, f32::from(u8::from(stop))];
+        let mut others = vec![Tensor::new(&numbers, device)?];
+        others.extend(self.averaged.iter().map(Var::as_detached_tensor));
+        let sums = group.gradients.sum_over(&**ranks, &others)?;
+        let numbers = sums[0].to_vec1::<f32>()?;
+        (group.n, group.top1, group.loss) = (numbers[0] as usize, numbers[1] as u64, numbers[2].into());
+        for (var, sum) in self.averaged.iter().zip(&sums[1..]) {
+            var.set(&sum.affine(1.0 / ranks.size() as f64, 0.0)?)?;
+        }
+        Ok(numbers[3] > 0.0)
+    }
+
+    /// Takes the optimizer step of a complete group. Breaks off if told to stop.
+    fn end_step(
+        &mut self,
+        mut group: Group,
+        clock: &mut Instant,
+        stop: &AtomicBool,
+        observer: &mut dyn Observer,
+    ) -> Result<Flow> {
+        let mut stop = stop.load(Ordering::Relaxed);
+        if self.place.is_shared() {
+            stop = self.sum_over_ranks(&mut group, stop)?;
+        }
+        let loss = group.loss / group.n as f64;
+        if !loss.is_finite() {
+            let step = self.progress.step;
+            return Err(self.diverged(loss, step + 1, self.schedule.lr(step)));
+        }
         let planned = self.planned_images(group.index);
         if group.n != planned {
             group.gradients.scale(planned as f64 / group.n as f64)?;
@@ -144,7 +185,6 @@ impl Trainer {
         self.optimizer.step(&group.gradients, lr)?;
         drop(group.gradients);
 
-        let loss = group.loss / group.n as f64;
         let progress = &mut self.progress;
         progress.step += 1;
         progress.batch = group.next_batch;
@@ -168,7 +208,7 @@ impl Trainer {
             self.save_state(observer)?;
         }
         *clock = Instant::now();
-        Ok(())
+        Ok(if stop { Flow::Break(()) } else { Flow::Continue(()) })
     }
 
     fn step_info(&self, loss: f64) -> StepInfo {
@@ -240,12 +280,25 @@ impl Trainer {
         if let Some(ema) = &self.ema {
             ema.swap()?;
         }
-        let place = (self.config.dtype.dtype(), &self.device);
-        let report = evaluate(&self.model, &self.val, &self.input, place, progress);
+        let start = Instant::now();
+        let place = (self.config.dtype.dtype(), &self.place.device);
+        let metrics = measure(&self.model, &self.val, &self.input, place, progress);
         if let Some(ema) = &self.ema {
             ema.swap()?;
         }
-        report
+        let mut metrics = metrics?;
+        if self.place.is_shared() {
+            let stopped = Metrics { n: u64::from(metrics.is_none()), ..Metrics::default() };
+            let classes = self.model.config().num_classes;
+            let ranks = &*self.place.ranks;
+            let all_done = stopped.sum_over(ranks, 0)?.n == 0;
+            metrics = match metrics {
+                Some(metrics) if all_done => Some(metrics.sum_over(ranks, classes)?),
+                _ => None,
+            };
+        }
+        let classes = &self.val.dataset().meta().classes;
+        Ok(metrics.map(|metrics| EvalReport::new(&metrics, start, classes)))
     }
 
     fn diverged(&self, loss: f64, step: u64, lr: f64) -> Error {

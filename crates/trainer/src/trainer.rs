@@ -8,17 +8,18 @@ use crate::freeze::{frozen, is_constant};
 use crate::input::Input;
 use crate::observer::{EpochRecord, Observer, RunInfo, RunSummary};
 use crate::optimizer::{Optimizer, SgdConfig};
+use crate::ranks::Place;
 use crate::run_dir::MetricsLog;
 use crate::schedule::Schedule;
 use crate::start::Start;
 use crate::state::{self, Progress};
 use crate::{Error, Result, RunDir, TrainConfig};
-use candle_core::{Device, Tensor};
+use candle_core::{Tensor, Var};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use zoo::weights::{Adapted, Translated};
 use zoo::{Config, Model, Params, Stem};
-use zoo_data::Loader;
+use zoo_data::{Loader, Share};
 use zoo_ops::rng::Noise;
 
 /// A training run, new or resumed. [`Trainer::run`] trains.
@@ -42,7 +43,7 @@ use zoo_ops::rng::Noise;
 pub struct Trainer {
     pub(crate) config: TrainConfig,
     pub(crate) dir: RunDir,
-    pub(crate) device: Device,
+    pub(crate) place: Place,
     pub(crate) model: Model,
     pub(crate) params: Params,
     pub(crate) noise: Noise,
@@ -55,6 +56,10 @@ pub struct Trainer {
     pub(crate) progress: Progress,
     pub(crate) log: MetricsLog,
     pub(crate) saves: SaveClock,
+    /// Images to evaluate on, over all ranks.
+    pub(crate) val_images: usize,
+    /// Running statistics that the ranks average after each step.
+    pub(crate) averaged: Vec<Var>,
     /// Names of the parameters that stay as they are.
     frozen: BTreeSet<String>,
     adapted: Option<Adapted>,
@@ -62,15 +67,21 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A new run in an empty folder. Settings that the data set decides are filled in, and saved in the
+    /// A new run in an empty folder, on a device, or at a [`Place`] with other processes; of these all but the first
+    /// are given a folder [`RunDir::of_first_rank`]. Settings that the data set decides are filled in, and saved in the
     /// folder's `config.toml`.
     ///
     /// # Errors
     /// If settings, model, data and weights do not fit together, or the folder cannot be written.
-    pub fn new(mut config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
+    pub fn new(
+        mut config: TrainConfig,
+        data: &TrainData,
+        dir: RunDir,
+        place: impl Into<Place>,
+    ) -> Result<Self> {
         config.validate()?;
         let start = Start::read(&mut config, &mut |_, _| {})?;
-        Self::from_start(config, start, data, dir, device)
+        Self::from_start(config, start, data, dir, place)
     }
 
     /// The same from weights that [`Start::read`] has read with these settings.
@@ -82,12 +93,15 @@ impl Trainer {
         start: Option<Start>,
         data: &TrainData,
         dir: RunDir,
-        device: &Device,
+        place: impl Into<Place>,
     ) -> Result<Self> {
         config.validate()?;
-        let mut trainer = Self::build(config, data, dir, device, start)?;
+        let mut trainer = Self::build(config, data, dir, place.into(), start)?;
+        trainer.place.take_from_first(&trainer.params.all())?;
         trainer.log.cut(0)?;
-        trainer.dir.save_config(&trainer.config)?;
+        if trainer.place.is_first() {
+            trainer.dir.save_config(&trainer.config)?;
+        }
         Ok(trainer)
     }
 
@@ -97,7 +111,12 @@ impl Trainer {
     /// # Errors
     /// If another process trains in the folder, a setting was changed that decides the weights, or the state
     /// does not fit; and as [`Trainer::new`].
-    pub fn resume(mut config: TrainConfig, data: &TrainData, dir: RunDir, device: &Device) -> Result<Self> {
+    pub fn resume(
+        mut config: TrainConfig,
+        data: &TrainData,
+        dir: RunDir,
+        place: impl Into<Place>,
+    ) -> Result<Self> {
         config.validate()?;
         let started_with = dir.config()?;
         // Later on the weights that it started from need not be there any more.
@@ -105,12 +124,17 @@ impl Trainer {
             true => None,
             false => Start::read(&mut config, &mut |_, _| {})?,
         };
-        let mut trainer = Self::build(config, data, dir, device, start)?;
+        let mut trainer = Self::build(config, data, dir, place.into(), start)?;
         if let Some((key, was, is)) = started_with.conflict(&trainer.config) {
             let problem = format!("{key} was {was} and is now {is}; a run keeps its settings");
             return Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
         }
         if let Some(saved) = state::read(&trainer.dir, &trainer.config)? {
+            let (found, expected) = (trainer.place.ranks.size(), saved.progress.ranks);
+            if found != expected {
+                let problem = format!("it was trained by {expected} processes, now there are {found}");
+                return Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
+            }
             let (found, expected) = (trainer.train.dataset().len(), saved.progress.train_images);
             if found != expected {
                 let problem = format!("it had {expected} training images, now there are {found}");
@@ -128,7 +152,7 @@ impl Trainer {
         mut config: TrainConfig,
         data: &TrainData,
         dir: RunDir,
-        device: &Device,
+        place: Place,
         start: Option<Start>,
     ) -> Result<Self> {
         let spec = zoo::find(&config.model)?;
@@ -137,7 +161,8 @@ impl Trainer {
         if let (Stem::Auto, Some(start)) = (config.stem, &start) {
             config.stem = start.stem(spec, input.image_size)?;
         }
-        let (train, val) = data.loaders(&config)?;
+        let (rank, ranks) = (place.ranks.rank(), place.ranks.size());
+        let (train, val) = data.loaders(&config, Share { rank, ranks })?;
         let noise = Noise::new(config.seed);
         let params = Params::new(config.seed);
         let model_config = Config {
@@ -149,7 +174,7 @@ impl Trainer {
             stem: config.stem,
             noise: noise.clone(),
         };
-        let model = Model::new(&config.model, model_config.clone(), params.var_builder(device))?;
+        let model = Model::new(&config.model, model_config.clone(), params.var_builder(&place.device))?;
         let translated = start.as_ref().and_then(|start| start.translated);
         let adapted = start.map(|start| start.load(spec, &params, data.train.meta())).transpose()?;
         let rates = LayerRates::new(&model.trace(1, config.dtype.dtype())?, spec.head, &config);
@@ -160,20 +185,28 @@ impl Trainer {
         changing.retain(|(name, _)| !is_constant(name, &frozen));
         // Built again from the same parameters, of which those are constants now.
         params.freeze(frozen.iter().cloned());
-        let model = Model::new(&config.model, model_config, params.var_builder(device))?;
+        let model = Model::new(&config.model, model_config, params.var_builder(&place.device))?;
         let TrainConfig { momentum, nesterov, weight_decay, .. } = config;
         let optimizer = Optimizer::new(trained, SgdConfig { momentum, nesterov, weight_decay })?;
         let optimizer = optimizer.scale_lr(|name| rates.of(name));
+        let averaged = match place.is_shared() && !config.sync_batch_norm {
+            true => {
+                changing.iter().filter(|(name, _)| !names.contains(name)).map(|(_, v)| v.clone()).collect()
+            }
+            false => Vec::new(),
+        };
         let ema = if config.ema > 0.0 { Some(Ema::new(changing, config.ema)?) } else { None };
-        let schedule = config.schedule(train.batches().div_ceil(config.grad_accum) as u64);
-        let progress = Progress { train_images: data.train.len(), ..Progress::default() };
-        let log = MetricsLog::open(&dir)?;
+        let mut schedule = config.schedule(train.batches().div_ceil(config.grad_accum) as u64);
+        if config.scale_lr {
+            schedule.lr *= ranks as f64;
+        }
+        let progress = Progress { train_images: data.train.len(), ranks, ..Progress::default() };
+        let log = if place.is_first() { MetricsLog::open(&dir)? } else { MetricsLog::default() };
         let saves = SaveClock::new(config.save_every as u64);
-        let device = device.clone();
         Ok(Self {
             config,
             dir,
-            device,
+            place,
             model,
             params,
             noise,
@@ -186,6 +219,8 @@ impl Trainer {
             progress,
             log,
             saves,
+            val_images: data.val.len(),
+            averaged,
             frozen,
             adapted,
             translated,
@@ -218,8 +253,9 @@ impl Trainer {
             frozen: frozen.map(|(_, var)| var.elem_count()).sum(),
             adapted: self.adapted.as_ref(),
             translated: self.translated,
+            ranks: self.place.ranks.size(),
             train_images: self.train.dataset().len(),
-            val_images: self.val.dataset().len(),
+            val_images: self.val_images,
             batches: self.train.batches(),
             total_steps: self.schedule.total_steps,
             epoch: self.progress.epoch,
@@ -242,6 +278,9 @@ impl Trainer {
     /// Writes a checkpoint of the weights that are evaluated: the averages, where there are averages. What is
     /// frozen has none.
     pub(crate) fn save_weights(&self, name: &str, observer: &mut dyn Observer) -> Result<()> {
+        if !self.place.is_first() {
+            return Ok(());
+        }
         let meta = CheckpointMeta {
             model: self.config.model.clone(),
             num_classes: self.model.config().num_classes,
@@ -268,6 +307,9 @@ impl Trainer {
 
     /// Writes the state. The lines of `metrics.jsonl` that it counts reach the disk before.
     pub(crate) fn save_state(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if !self.place.is_first() {
+            return Ok(());
+        }
         let start = Instant::now();
         self.log.sync()?;
         self.progress.metrics_len = self.log.len();

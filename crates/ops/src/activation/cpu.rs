@@ -140,13 +140,13 @@ impl Kernel for Elementwise {
         ys
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         chunks(call.gradient, CHUNK, |i, d| {
             let x = call.maps.first().unwrap_or(&call.output);
             let x = &x[i * CHUNK..][..d.len()];
             by_activation!(self.0, derivatives::<T>(x, d));
         });
-        (vec![Some(std::mem::take(call.gradient))], Vec::new())
+        Ok((vec![Some(std::mem::take(call.gradient))], Vec::new()))
     }
 }
 

@@ -45,7 +45,7 @@ impl Kernel for AvgPool {
         ys
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         let (dys, (n, h, w, c)): (&[T], _) = (call.gradient, self.dims);
         let (ho, wo) = (self.rows.len(), self.columns.len());
         let mut dxs = take::<T>(n * h * w * c);
@@ -62,7 +62,7 @@ impl Kernel for AvgPool {
             }
             scale(&sums, 1.0, out);
         });
-        (vec![Some(dxs)], Vec::new())
+        Ok((vec![Some(dxs)], Vec::new()))
     }
 }
 

@@ -3,9 +3,10 @@
 use super::{BatchNorm, affine};
 use crate::FeatureMap;
 use crate::activation::{Activation, Function, by_activation, cpu as functions};
-use crate::element::{Element, Elements};
+use crate::element::{Element, Elements, by_element};
 use crate::parallel::{buffer, chunks, map};
 use crate::pool::{Buffer, take};
+use crate::ranks::{Communicator, gather, synchronised};
 use crate::simd::multiversion;
 use crate::slot::{Affine, Backward, Gradients, Keeps, Kernel, Slot, is_constant};
 use candle_core::{DType, Device, Error, Result, Tensor};
@@ -14,20 +15,28 @@ use std::sync::{Arc, OnceLock};
 /// Pixels per block: few enough for a block to stay in cache between its two sweeps.
 const ROWS: usize = 512;
 
-/// The result, and with `train` the batch's mean and biased variance \[c\].
+/// The result, and with `train` the batch's statistics.
 pub(super) fn batch_norm(
     xs: &Slot,
     norm: &BatchNorm,
     residual: Option<&Slot>,
     activation: Activation,
     train: bool,
-) -> Result<(FeatureMap, Option<(Tensor, Tensor)>)> {
+) -> Result<(FeatureMap, Option<super::Statistics>)> {
     let fixed = match train {
         true => None,
-        false => Some(Statistics { mean: floats(&norm.running_mean)?, var: floats(&norm.running_var)? }),
+        false => {
+            let (mean, var) = (floats(&norm.running_mean)?, floats(&norm.running_var)?);
+            // How many values they are of has no influence where they are fixed.
+            Some(Statistics { count: f64::INFINITY, mean, var })
+        }
     };
     let statistics = Arc::new(OnceLock::new());
-    let op = Op { eps: norm.eps, activation, train, fixed, batch: statistics.clone() };
+    let ranks = if train { synchronised() } else { None };
+    if let Some(ranks) = &ranks {
+        let _ = statistics.set(of_all_ranks(&**ranks, &by_element!(xs.dtype(), own_moments(xs))?)?);
+    }
+    let op = Op { eps: norm.eps, activation, train, fixed, batch: statistics.clone(), ranks };
     let (gamma, beta) = affine(norm, DType::F32)?;
     let (gamma, beta) = (gamma.contiguous()?, beta.contiguous()?);
     let maps: Vec<&Slot> = std::iter::once(xs).chain(residual).collect();
@@ -44,8 +53,10 @@ pub(super) fn batch_norm(
     let ys = op.apply(&maps, &[&gamma, &beta], xs.dims())?;
     let tensor = |v: &[f32]| Tensor::from_slice(v, v.len(), &Device::Cpu);
     let batch: Option<&Statistics> = statistics.get();
-    let batch = batch.map(|batch| Ok::<_, Error>((tensor(&batch.mean)?, tensor(&batch.var)?))).transpose()?;
-    Ok((FeatureMap::slot(ys), batch))
+    let tensors = |Statistics { count, mean, var }: &Statistics| {
+        Ok::<_, Error>(super::Statistics { count: *count, mean: tensor(mean)?, var: tensor(var)? })
+    };
+    Ok((FeatureMap::slot(ys), batch.map(tensors).transpose()?))
 }
 
 fn floats(var: &candle_core::Var) -> Result<Vec<f32>> {
@@ -53,6 +64,8 @@ fn floats(var: &candle_core::Var) -> Result<Vec<f32>> {
 }
 
 struct Statistics {
+    /// Values per channel.
+    count: f64,
     mean: Vec<f32>,
     /// The biased variance.
     var: Vec<f32>,
@@ -66,6 +79,8 @@ struct Op {
     fixed: Option<Statistics>,
     /// The batch's, which forward forms when training.
     batch: Arc<OnceLock<Statistics>>,
+    /// Those that the batch is shared with.
+    ranks: Option<Arc<dyn Communicator>>,
 }
 
 /// Per-channel factors of the forward pass.
@@ -116,12 +131,12 @@ impl Kernel for Op {
         ys
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         let (x, y, residual) = (call.maps[0], call.output, call.maps.get(1).copied());
         let c = call.params[0].len();
         // `apply` has run forward before.
         let Some(statistics) = self.fixed.as_ref().or_else(|| self.batch.get()) else {
-            return (Vec::new(), Vec::new());
+            return Ok((Vec::new(), Vec::new()));
         };
         let factors = self.factors(statistics, &call.params);
         let from_output =
@@ -130,17 +145,17 @@ impl Kernel for Op {
             // The derivative comes from the output and is cheaper to form twice than to store.
             let dy: &[T] = call.gradient;
             let (dx, sums) =
-                by_activation!(self.activation, gradients::<T>(x, y, dy, self, statistics, &factors));
-            return (vec![Some(dx)], sums);
+                by_activation!(self.activation, gradients::<T>(x, y, dy, self, statistics, &factors))?;
+            return Ok((vec![Some(dx)], sums));
         }
         chunks(call.gradient, ROWS * c, |i, dz| {
             let at = i * ROWS * c..i * ROWS * c + dz.len();
             let r = residual.map_or(&[] as &[T], |r| &r[at.clone()]);
             by_activation!(self.activation, through_activation::<T>(&x[at.clone()], &y[at], r, &factors, dz));
         });
-        let (dx, sums) = gradients(functions::Identity, x, y, call.gradient, self, statistics, &factors);
+        let (dx, sums) = gradients(functions::Identity, x, y, call.gradient, self, statistics, &factors)?;
         let dr = residual.map(|_| Some(std::mem::take(call.gradient)));
-        (std::iter::once(Some(dx)).chain(dr).collect(), sums)
+        Ok((std::iter::once(Some(dx)).chain(dr).collect(), sums))
     }
 }
 
@@ -165,7 +180,27 @@ fn moments<T: Element>(xs: &[T], c: usize) -> Statistics {
         count = total;
     }
     let var = m2.into_iter().map(|s| (s / count) as f32).collect();
-    Statistics { mean: mean.into_iter().map(|m| m as f32).collect(), var }
+    Statistics { count, mean: mean.into_iter().map(|m| m as f32).collect(), var }
+}
+
+fn own_moments<T: Element>(xs: &Slot) -> Result<Statistics> {
+    Ok(moments(xs.values()?.slice::<T>()?, xs.dims().3))
+}
+
+/// The statistics of the ranks' batches as one, merged as those of blocks are.
+fn of_all_ranks(ranks: &dyn Communicator, own: &Statistics) -> Result<Statistics> {
+    let values = own.mean.iter().chain(&own.var).map(|&v| f64::from(v));
+    let row: Vec<f64> = std::iter::once(own.count).chain(values).collect();
+    let parts = gather(ranks, &Tensor::new(row, &Device::Cpu)?)?.to_vec2::<f64>()?;
+    let c = own.mean.len();
+    let count: f64 = parts.iter().map(|part| part[0]).sum();
+    let of_channel = |ch: usize| {
+        let mean = parts.iter().map(|part| part[0] * part[1 + ch]).sum::<f64>() / count;
+        let around = |part: &Vec<f64>| part[0] * (part[1 + c + ch] + (part[1 + ch] - mean).powi(2));
+        (mean as f32, (parts.iter().map(around).sum::<f64>() / count) as f32)
+    };
+    let (mean, var) = (0..c).map(of_channel).unzip();
+    Ok(Statistics { count, mean, var })
 }
 
 /// dx, and the gradients of γ and β, given the gradient of the normalised value as
@@ -178,7 +213,7 @@ fn gradients<T: Element, F: Function>(
     op: &Op,
     statistics: &Statistics,
     factors: &Factors,
-) -> (Buffer<T>, Vec<Option<Vec<f32>>>) {
+) -> Result<(Buffer<T>, Vec<Option<Vec<f32>>>)> {
     let c = statistics.mean.len();
     let partial = map(x.len().div_ceil(ROWS * c), |i| {
         let at = i * ROWS * c..x.len().min((i + 1) * ROWS * c);
@@ -195,13 +230,22 @@ fn gradients<T: Element, F: Function>(
     }
     // In training, mean and variance move with x:
     // dx = γ·s · (dz - Σdz / N - (x - mean) · s² · Σ dz·(x - mean) / N), with s the inverse deviation.
-    let rows = (x.len() / c) as f64;
-    let moving = if op.train { 1.0 / rows } else { 0.0 };
+    let moving = if op.train { 1.0 / statistics.count } else { 0.0 };
+    // Those of x are moved by the whole batch, while γ and β are given the gradients of this rank's share of it.
+    let (all_sum, all_dot) = match &op.ranks {
+        Some(ranks) => {
+            let own = Tensor::new([&sum[..], &dot].concat(), &Device::Cpu)?;
+            let mut all = ranks.sum(&own)?.to_vec1::<f64>()?;
+            let all_dot = all.split_off(c);
+            (all, all_dot)
+        }
+        None => (sum.clone(), dot.clone()),
+    };
     let (mut slope, mut offset) = (buffer::<f32>(c), buffer::<f32>(c));
     for ch in 0..c {
         let (scale, s) = (f64::from(factors.scale[ch]), f64::from(factors.inv_std[ch]));
-        slope[ch] = (-scale * s * s * dot[ch] * moving) as f32;
-        offset[ch] = (-scale * sum[ch] * moving) as f32;
+        slope[ch] = (-scale * s * s * all_dot[ch] * moving) as f32;
+        offset[ch] = (-scale * all_sum[ch] * moving) as f32;
     }
     let mut dx = take::<T>(x.len());
     chunks(&mut dx, ROWS * c, |i, dx| {
@@ -211,7 +255,7 @@ fn gradients<T: Element, F: Function>(
     });
     let of_weight = dot.iter().zip(&factors.inv_std).map(|(&d, &s)| (d * f64::from(s)) as f32).collect();
     let of_bias = sum.iter().map(|&s| s as f32).collect();
-    (dx, vec![Some(of_weight), Some(of_bias)])
+    Ok((dx, vec![Some(of_weight), Some(of_bias)]))
 }
 
 /// Per-channel coefficients of dx = scale · dz + slope · (x - mean) + offset.

@@ -31,7 +31,7 @@ pub struct BatchNorm {
 ///
 /// With `train`, mean and variance are the batch's and the running statistics move towards them; otherwise
 /// they are the running ones. Differentiable in `xs`, γ, β and `residual` either way. Statistics are in f32,
-/// summed in a fixed order.
+/// summed in a fixed order. Within [`crate::ranks::with_synchronised_batch_norm`] the batch is that of all ranks.
 ///
 /// # Errors
 /// If channels or the residual's dimensions do not fit, or `train` has a single value per channel.
@@ -70,12 +70,21 @@ pub fn batch_norm(
         }
         _ => bail!("batch_norm: a residual of another kind: traced or not, or of another dtype or device"),
     };
-    if let Some((mean, var)) = statistics {
-        let count = (n * h * w) as f64;
+    if let Some(Statistics { count, mean, var }) = statistics {
         update(&norm.running_mean, &mean, norm.momentum)?;
         update(&norm.running_var, &(var * (count / (count - 1.0)))?, norm.momentum)?;
     }
     Ok(ys)
+}
+
+/// Those of the batch that a normalisation is trained on.
+struct Statistics {
+    /// Values per channel.
+    count: f64,
+    /// `[c]`
+    mean: Tensor,
+    /// The biased variance, `[c]`.
+    var: Tensor,
 }
 
 fn update(running: &Var, new: &Tensor, momentum: f64) -> Result<()> {

@@ -1,22 +1,30 @@
 //! Batch normalisation in candle's own operations.
 
-use super::{BatchNorm, affine};
+use super::{BatchNorm, Statistics, affine};
 use crate::activation::{self, Activation};
+use crate::ranks::{differentiable_sum, synchronised};
 use candle_core::{DType, Result, Tensor};
 
-/// The result, and with `train` the batch's mean and biased variance \[c\].
+/// The result, and with `train` the batch's statistics.
 pub(super) fn batch_norm(
     xs: &Tensor,
     norm: &BatchNorm,
     residual: Option<&Tensor>,
     activation: Activation,
     train: bool,
-) -> Result<(Tensor, Option<(Tensor, Tensor)>)> {
+) -> Result<(Tensor, Option<Statistics>)> {
     let dtype = xs.dtype();
     let compute = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let c = xs.dim(3)?;
     let rows = xs.reshape(((), c))?.to_dtype(compute)?;
-    let (mean, var) = if train {
+    let mut count = rows.dim(0)? as f64;
+    let (mean, var) = if let (true, Some(ranks)) = (train, synchronised()) {
+        count = ranks.sum(&Tensor::new(&[count], xs.device())?)?.get(0)?.to_scalar()?;
+        let mean_of = |xs: &Tensor| differentiable_sum(&ranks, &xs.sum_keepdim(0)?)?.affine(1.0 / count, 0.0);
+        let mean = mean_of(&rows)?;
+        let var = mean_of(&rows.broadcast_sub(&mean)?.sqr()?)?;
+        (mean, var)
+    } else if train {
         let mean = rows.mean_keepdim(0)?;
         let var = rows.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?;
         (mean, var)
@@ -32,6 +40,7 @@ pub(super) fn batch_norm(
         ys = (ys + residual.to_dtype(compute)?)?;
     }
     let ys = activation::reference(&ys, activation)?.to_dtype(dtype)?;
-    let statistics = if train { Some((mean.reshape(c)?, var.reshape(c)?)) } else { None };
+    let statistics =
+        if train { Some(Statistics { count, mean: mean.reshape(c)?, var: var.reshape(c)? }) } else { None };
     Ok((ys, statistics))
 }

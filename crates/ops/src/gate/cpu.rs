@@ -75,7 +75,7 @@ impl Kernel for Gate {
         ys
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         let (xs, gate) = (call.maps[0], call.maps[1]);
         let of_gate = call.of_map[1].then(|| self.dots(xs, call.gradient));
         let of_xs = call.of_map[0].then(|| {
@@ -83,7 +83,7 @@ impl Kernel for Gate {
             self.multiply(gate, &mut dxs, |_, gate, dxs| scale(gate, dxs));
             dxs
         });
-        (vec![of_xs, of_gate], Vec::new())
+        Ok((vec![of_xs, of_gate], Vec::new()))
     }
 }
 

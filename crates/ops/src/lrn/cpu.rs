@@ -55,7 +55,7 @@ impl Kernel for Pixelwise {
         ys
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         let (x, dy, c, norm): (_, &[T], _, _) = (call.maps[0], call.gradient, self.channels, &self.norm);
         let factor = (2.0 * norm.alpha * norm.beta / norm.size as f64) as f32;
         let mut dxs = take::<T>(x.len());
@@ -78,6 +78,6 @@ impl Kernel for Pixelwise {
                 }
             }
         });
-        (vec![Some(dxs)], Vec::new())
+        Ok((vec![Some(dxs)], Vec::new()))
     }
 }

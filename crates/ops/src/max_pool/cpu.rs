@@ -154,7 +154,7 @@ impl Kernel for MaxPool {
         ys
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         let (dys, (n, h, w, c), (ho, wo)): (&[T], _, _) = (call.gradient, self.dims, self.out);
         let mut dxs = take::<T>(n * h * w * c);
         let of_image = ho * wo * c;
@@ -170,7 +170,7 @@ impl Kernel for MaxPool {
                 store(out, dxs);
             });
         });
-        (vec![Some(dxs)], Vec::new())
+        Ok((vec![Some(dxs)], Vec::new()))
     }
 }
 

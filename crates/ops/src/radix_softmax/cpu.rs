@@ -40,7 +40,7 @@ impl Kernel for Softmax {
         ys
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         let (ys, c, split) = (call.output, self.channels, self.channels / self.radix);
         let mut dxs = std::mem::take(call.gradient);
         // dx = y · (dy - Σ y · dy), the sum over the splits.
@@ -55,6 +55,6 @@ impl Kernel for Softmax {
                 }
             }
         });
-        (vec![Some(dxs)], Vec::new())
+        Ok((vec![Some(dxs)], Vec::new()))
     }
 }

@@ -50,7 +50,7 @@ pub struct TrainConfig {
 
     /// How often every training image is used.
     pub epochs: usize,
-    /// Images per forward and backward pass.
+    /// Images per forward and backward pass, of each process if several train.
     pub batch_size: usize,
     /// Passes per optimizer step: a step is taken along the mean gradient of `grad_accum · batch_size` images.
     pub grad_accum: usize,
@@ -93,6 +93,12 @@ pub struct TrainConfig {
     pub ema: f64,
     /// Largest L2 norm of the gradient of all parameters together; 0 for no limit.
     pub clip_grad: f64,
+    /// Whether the learning rate is multiplied by the number of processes that train, which make the batch so many
+    /// times as large (the linear scaling rule of arXiv 1706.02677).
+    pub scale_lr: bool,
+    /// Whether batch normalisations take their statistics over the batches of all processes that train, not over each
+    /// one's own.
+    pub sync_batch_norm: bool,
 
     /// Share of the training images that is held out and evaluated on in place of the test images; 0 for none.
     pub val_fraction: f64,
@@ -194,6 +200,8 @@ impl Default for TrainConfig {
             cutmix: 0.0,
             ema: 0.0,
             clip_grad: 0.0,
+            scale_lr: false,
+            sync_batch_norm: false,
             val_fraction: 0.0,
             limit_train: None,
             limit_test: None,

@@ -41,6 +41,8 @@ fn toml_and_back_is_the_identity() {
         mixup: 0.2,
         cutmix: 1.0,
         ema: 0.9999,
+        scale_lr: true,
+        sync_batch_norm: true,
         clip_grad: 2.5,
         val_fraction: 0.125,
         limit_train: Some(1000),

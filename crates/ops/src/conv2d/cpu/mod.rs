@@ -143,7 +143,7 @@ impl Kernel for Conv2d {
         forward(&self.0, maps[0], weight, &Finish::bias(params.get(1).copied()))
     }
 
-    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Gradients<T> {
+    fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         let (g, dy, weight): (_, &[T], _) = (&self.0, call.gradient, call.params[0]);
         let dx = call.of_map[0].then(|| match algorithm(g, T::DTYPE) {
             Algorithm::Winograd => winograd::input_gradient(g, dy, weight),
@@ -154,7 +154,7 @@ impl Kernel for Conv2d {
             Algorithm::Narrow | Algorithm::Gemm => gemm::weight_gradient(g, call.maps[0], dy),
         });
         let db = call.of_param.get(1).map(|wanted| wanted.then(|| column_sums::<T>(dy, g.c_out)));
-        (vec![dx], std::iter::once(dw).chain(db).collect())
+        Ok((vec![dx], std::iter::once(dw).chain(db).collect()))
     }
 }
 

@@ -1,0 +1,127 @@
+//! The processes of a run: how they find one another, and what they exchange.
+//!
+//! Each rank computes the gradients of its share of a batch; their sum over the ranks is the gradient of the whole, and
+//! every rank takes the same step with it. Nothing else has to be agreed on: all draw the same initial values, and
+//! the shares of a batch are cut from the same order.
+
+mod environment;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod tcp;
+
+pub use environment::Membership;
+
+use crate::{Error, Result};
+use candle_core::{Device, Tensor, Var};
+use std::sync::Arc;
+use std::time::Duration;
+use zoo_ops::ranks::{Alone, Communicator};
+
+/// How long a rank waits for another one unless `ZOO_RANK_TIMEOUT_SECONDS` says otherwise.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Where a run computes: on which device, and with which other processes.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The device.
+    pub device: Device,
+    /// The processes.
+    pub ranks: Arc<dyn Communicator>,
+}
+
+impl From<&Device> for Place {
+    /// A run of one process.
+    fn from(device: &Device) -> Self {
+        Self { device: device.clone(), ranks: Arc::new(Alone) }
+    }
+}
+
+impl Place {
+    /// On a device with the other processes that were started with this one: by Open MPI (`mpirun`, where the feature
+    /// `mpi` is there), or as the environment says (see [`Membership::from_env`]). Waits for them.
+    ///
+    /// # Errors
+    /// If the environment makes no sense, or one of them does not come in time.
+    pub fn join(device: &Device) -> Result<Self> {
+        let timeout = timeout()?;
+        #[cfg(feature = "mpi")]
+        if let Some(ranks) = mpi::Mpi::join()? {
+            return Ok(Self { device: device.clone(), ranks: Arc::new(ranks) });
+        }
+        let ranks: Arc<dyn Communicator> = match Membership::from_env()? {
+            Some(membership) => connect(device, &membership, timeout)?,
+            None => Arc::new(Alone),
+        };
+        Ok(Self { device: device.clone(), ranks })
+    }
+
+    /// Whether this process writes the files of the run and tells how it goes on.
+    pub fn is_first(&self) -> bool {
+        self.ranks.rank() == 0
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        self.ranks.size() > 1
+    }
+
+    /// That batch `number`, where `expected` is due, is one that all ranks take part in.
+    pub(crate) fn check_in_step(&self, number: usize, expected: usize) -> Result<()> {
+        if self.is_shared() && number != expected {
+            let rank = self.ranks.rank();
+            let problem = format!("rank {rank} can read none of its images of batch {}", expected + 1);
+            return Err(Error::Ranks(format!("{problem}; remove or mend them, or train with one process")));
+        }
+        Ok(())
+    }
+
+    /// Gives variables the values that the first rank has.
+    pub(crate) fn take_from_first(&self, variables: &[(String, Var)]) -> Result<()> {
+        if !self.is_shared() {
+            return Ok(());
+        }
+        let own = |var: &Var| var.as_detached_tensor().flatten_all();
+        let values = variables.iter().map(|(_, var)| own(var)).collect::<candle_core::Result<Vec<_>>>()?;
+        let Some(mut all) = concat(&values)? else { return Ok(()) };
+        if !self.is_first() {
+            all = all.zeros_like()?;
+        }
+        let all = self.ranks.sum(&all)?;
+        for ((_, var), values) in variables.iter().zip(split(&all, &values)?) {
+            var.set(&values.reshape(var.shape())?.contiguous()?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Tensors \[n\] one after the other, if there are any.
+pub(crate) fn concat(tensors: &[Tensor]) -> candle_core::Result<Option<Tensor>> {
+    if tensors.is_empty() { Ok(None) } else { Tensor::cat(tensors, 0).map(Some) }
+}
+
+/// Undoes [`concat`]: parts of `all` as long as `like`.
+pub(crate) fn split(all: &Tensor, like: &[Tensor]) -> candle_core::Result<Vec<Tensor>> {
+    let mut start = 0;
+    let part = |tensor: &Tensor| {
+        let len = tensor.elem_count();
+        start += len;
+        all.narrow(0, start - len, len)
+    };
+    like.iter().map(part).collect()
+}
+
+fn connect(device: &Device, membership: &Membership, timeout: Duration) -> Result<Arc<dyn Communicator>> {
+    match device {
+        Device::Cpu => Ok(Arc::new(tcp::Tcp::connect(membership, timeout)?)),
+        _ => Err(Error::Ranks("several processes train on CPUs only so far".into())),
+    }
+}
+
+fn timeout() -> Result<Duration> {
+    const NAME: &str = "ZOO_RANK_TIMEOUT_SECONDS";
+    let Some(text) = std::env::var_os(NAME) else { return Ok(TIMEOUT) };
+    let seconds = text.to_str().and_then(|text| text.parse::<u32>().ok()).filter(|&seconds| seconds > 0);
+    match seconds {
+        Some(seconds) => Ok(Duration::from_secs(seconds.into())),
+        None => Err(Error::Ranks(format!("{NAME} must be a whole number of at least 1, found {text:?}"))),
+    }
+}

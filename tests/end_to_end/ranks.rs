@@ -1,0 +1,229 @@
+//! Runs of several processes: they give the weights of one, and one that fails ends the others.
+
+use crate::command::{Done, Shell, bytes};
+use candle_core::{DType, Device};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A run whose last batch is not full and is shared unequally: 3 of 5 images.
+const TRAIN: &str = "train --dataset shapes --limit-train 69 --limit-test 30 --augment standard \
+                     --seed 3 --grad-accum 2 --dtype f32 --threads 1 --strict-f32";
+
+/// The largest difference between the variables of two runs, beside the largest element of each.
+fn distance(shell: &Shell, a: &str, b: &str) -> f32 {
+    let read = |run: &str| {
+        let path = shell.path(run).join("last.safetensors");
+        candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+    };
+    let (a, b) = (read(a), read(b));
+    assert!(!a.is_empty() && a.len() == b.len());
+    let of_tensor = |name: &String| {
+        let flat = |tensor: &candle_core::Tensor| {
+            tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let (a, b) = (flat(&a[name]), flat(&b[name]));
+        let largest = |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |m, v| m.max(v.abs()));
+        largest(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / largest(&mut a.iter().copied()).max(1e-3)
+    };
+    a.keys().map(of_tensor).fold(0.0, f32::max)
+}
+
+/// Half the batch for each of two ranks, which `two` starts with these arguments.
+fn two_ranks_are_one(options: &str, tolerance: f32, two: impl Fn(&Shell, &str)) {
+    let shell = Shell::new();
+    shell.zoo(&format!("{TRAIN} {options} --epochs 2 --batch-size 16 --out one")).ok();
+    two(&shell, &format!("{TRAIN} {options} --epochs 2 --batch-size 8 --out two"));
+    let found = distance(&shell, "one", "two");
+    assert!(found < tolerance, "{options}: {found}");
+    // The comparison sees a batch of another size.
+    shell.zoo(&format!("{TRAIN} {options} --epochs 2 --batch-size 8 --out other")).ok();
+    let other = distance(&shell, "one", "other");
+    assert!(other > 10.0 * tolerance, "{options}: {other}");
+}
+
+/// Networks without batch normalisation, with dropout, and with statistics over both ranks.
+const NETWORKS: [(&str, f32); 3] = [
+    ("--model caffe_lenet --lr 0.02", 1e-5),
+    ("--model mlp --lr 0.02 --dropout 0.3 --ema 0.9", 1e-5),
+    // At a small rate: the signs of values near zero decide about gradients here, and rounding about those signs.
+    ("--model cifar_resnet20 --lr 1e-4 --sync-batch-norm", 2e-4),
+];
+
+#[test]
+fn started_by_the_command() {
+    for (options, tolerance) in NETWORKS {
+        two_ranks_are_one(options, tolerance, |shell, line| {
+            shell.zoo(&format!("{line} --devices 2")).ok();
+        });
+    }
+}
+
+/// Where Open MPI is not installed this cannot be tested.
+#[cfg(feature = "mpi")]
+#[test]
+fn started_by_open_mpi() {
+    for (options, tolerance) in NETWORKS {
+        two_ranks_are_one(options, tolerance, |shell, line| {
+            let zoo = env!("CARGO_BIN_EXE_zoo");
+            let mut mpirun = Command::new("mpirun");
+            mpirun.args(["--allow-run-as-root", "--oversubscribe", "-n", "2", zoo]);
+            let done = mpirun.args(line.split_whitespace()).current_dir(shell.path("")).output().unwrap();
+            Done::from(done).ok();
+        });
+    }
+}
+
+/// `mpirun` ends the other ranks of one that fails, and names it.
+#[cfg(feature = "mpi")]
+#[test]
+fn a_rank_that_fails_under_open_mpi() {
+    let shell = Shell::new();
+    let script =
+        "[ $OMPI_COMM_WORLD_RANK = 0 ] || set -- \"$@\" --weights missing.safetensors; exec \"$0\" \"$@\"";
+    let mut mpirun = Command::new("mpirun");
+    mpirun.args(["--allow-run-as-root", "--oversubscribe", "-n", "2", "sh", "-c", script]);
+    mpirun.arg(env!("CARGO_BIN_EXE_zoo")).args(format!("{TRAIN} --model mlp").split_whitespace());
+    let done = Done::from(mpirun.current_dir(shell.path("")).output().unwrap());
+    assert_ne!(done.code, Some(0));
+    assert!(done.stderr.contains("error: rank 1: "), "{}", done.stderr);
+    assert!(done.stderr.contains("exited with non-zero status"), "{}", done.stderr);
+}
+
+#[test]
+fn every_rank_has_the_same_statistics() {
+    let shell = Shell::new();
+    let line = format!("{TRAIN} --epochs 2 --model cifar_resnet20 --lr 0.02 --batch-size 8 --devices 2");
+    shell.zoo(&format!("{line} --out a")).ok();
+    shell.zoo(&format!("{line} --out b")).ok();
+    assert!(bytes(&shell.path("a/last.safetensors")) == bytes(&shell.path("b/last.safetensors")));
+    shell.zoo(&format!("{line} --out c --sync-batch-norm")).ok();
+    assert!(distance(&shell, "a", "c") > 1e-3, "statistics of half the batch are others");
+}
+
+#[test]
+fn the_learning_rate_follows_the_number_of_ranks() {
+    let shell = Shell::new();
+    let line = format!("{TRAIN} --epochs 2 --model mlp");
+    shell.zoo(&format!("{line} --batch-size 8 --lr 0.02 --out two --devices 2 --scale-lr")).ok();
+    shell.zoo(&format!("{TRAIN} --epochs 2 --model mlp --batch-size 16 --lr 0.04 --out one")).ok();
+    let found = distance(&shell, "one", "two");
+    assert!(found < 1e-5, "{found}");
+}
+
+fn tell(child: &Child, name: &str) {
+    let status = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+fn wait_for(what: &str, happened: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}: not after a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn stopped_and_resumed() {
+    let shell = Shell::new();
+    let line = format!("{TRAIN} --model lenet5 --batch-size 4 --epochs 30 --save-every 1");
+    shell.zoo(&format!("{line} --devices 2 --out whole")).ok();
+    for (name, code) in [("TERM", 143), ("INT", 130)] {
+        let run = if name == "TERM" { format!("{line} --out cut") } else { "train --resume cut".into() };
+        let state = shell.path("cut/state.safetensors");
+        let saved = || std::fs::metadata(&state).and_then(|file| file.modified()).ok();
+        let before = saved();
+        let mut child = shell.start(&format!("{run} --devices 2"));
+        wait_for("a state", || saved() != before);
+        tell(&child, name);
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{name}");
+    }
+    let alone = shell.zoo("train --resume cut");
+    assert_eq!(alone.error(), "cannot resume cut: it was trained by 2 processes, now there are 1");
+    shell.zoo("train --resume cut --devices 2").ok();
+    assert!(bytes(&shell.path("cut/last.safetensors")) == bytes(&shell.path("whole/last.safetensors")));
+}
+
+/// One process of a run, as `torchrun` would start it.
+fn rank(shell: &Shell, rank: usize, port: u16, options: &str) -> Command {
+    let line = format!("{TRAIN} --model lenet5 --batch-size 4 --quiet --json {options}");
+    let mut command = shell.command(line.split_whitespace());
+    command.env("RANK", rank.to_string()).env("WORLD_SIZE", "2").env("MASTER_PORT", port.to_string());
+    command.env("ZOO_RANK_TIMEOUT_SECONDS", "20").stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn a_rank_that_is_killed_ends_the_others() {
+    let shell = Shell::new();
+    let (port, options) = (free_port(), "--epochs 100000 --save-every 1 --out run");
+    let first = rank(&shell, 0, port, options).spawn().unwrap();
+    let mut second = rank(&shell, 1, port, options).spawn().unwrap();
+    wait_for("a step", || shell.path("run/state.safetensors").exists());
+    second.kill().unwrap();
+    second.wait().unwrap();
+    let done = Done::from(first.wait_with_output().unwrap());
+    assert_eq!(done.error(), "rank 1 of 2 has ended, and rank 0 cannot go on without it");
+}
+
+#[test]
+fn a_rank_that_fails_is_named() {
+    let shell = Shell::new();
+    // The second rank has no weights to start from.
+    let port = free_port();
+    let first = rank(&shell, 0, port, "--out run").spawn().unwrap();
+    let second = rank(&shell, 1, port, "--out run --weights missing.safetensors").spawn().unwrap();
+    let second = Done::from(second.wait_with_output().unwrap());
+    assert!(second.error().starts_with("rank 1: "), "{}", second.stderr);
+    let first = Done::from(first.wait_with_output().unwrap());
+    assert_eq!(first.error(), "rank 1 of 2 has ended, and rank 0 cannot go on without it");
+}
+
+#[test]
+fn a_rank_that_never_comes() {
+    let shell = Shell::new();
+    let port = free_port();
+    let said = |n: usize| {
+        let mut command = rank(&shell, n, port, "--out run");
+        Done::from(command.env("ZOO_RANK_TIMEOUT_SECONDS", "1").output().unwrap()).error().to_string()
+    };
+    assert_eq!(
+        said(0),
+        format!(
+            "rank 1 of 2 did not come to port {port} within 1 s; ZOO_RANK_TIMEOUT_SECONDS lets the others wait longer"
+        )
+    );
+    assert!(
+        said(1).starts_with(&format!("rank 1 of 2 did not find rank 0 at 127.0.0.1:{port} within 1 s: "))
+    );
+    assert!(!shell.path("run").exists());
+}
+
+#[test]
+fn a_launch_that_fails_says_why() {
+    let shell = Shell::new();
+    let done =
+        shell.zoo(&format!("{TRAIN} --model mlp --batch-size 8 --lr 1e30 --devices 2 --out run --quiet"));
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    assert!(done.stderr.contains("training diverged"), "{}", done.stderr);
+    assert!(done.stderr.contains("failed with exit code 1, and the others were ended"), "{}", done.stderr);
+}
+
+#[test]
+fn variables_that_make_no_sense() {
+    let shell = Shell::new();
+    let said = |name: &str, value: &str| {
+        let mut command = rank(&shell, 0, 1234, "--out run");
+        Done::from(command.env(name, value).output().unwrap()).error().to_string()
+    };
+    assert_eq!(said("RANK", "2"), "RANK is 2, and WORLD_SIZE 2: it must be less");
+    assert_eq!(said("WORLD_SIZE", "two"), "WORLD_SIZE must be a whole number, found 'two'");
+    assert_eq!(
+        said("ZOO_RANK_TIMEOUT_SECONDS", "0"),
+        "ZOO_RANK_TIMEOUT_SECONDS must be a whole number of at least 1, found \"0\""
+    );
+}
