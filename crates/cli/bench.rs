@@ -5,7 +5,7 @@ use crate::options::{Common, device_name, non_zero};
 use crate::printer::Printer;
 use crate::summary::{Shape, describe, dims};
 use crate::table::Table;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
 use serde::Serialize;
@@ -64,7 +64,7 @@ struct Measurement {
     /// From the median step.
     images_per_second: f64,
     step_ms: StepTimes,
-    /// The most memory that the process held, in 10⁶ bytes; null where the system does not say.
+    /// The most memory that the process held, in 10⁶ bytes; null where the system does not say, and on a GPU.
     peak_memory_mb: Option<f64>,
 }
 
@@ -83,6 +83,9 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     let spec = zoo::find(&args.model)?;
     let dtype = common.dtype()?;
     let bench = Bench::new(args, args.shape.config(spec, Noise::new(common.seed())), common)?;
+    if args.explain && !bench.device.is_cpu() {
+        bail!("--explain shows how the CPU computes; use it with --device cpu");
+    }
     if args.explain {
         printer.result(&bench.explain(printer)?, Choices::text)?;
         return Ok(ExitCode::SUCCESS);
@@ -100,7 +103,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         image_size,
         images_per_second: n as f64 / median * 1e3,
         step_ms: StepTimes { min: step_ms[0], median, max: step_ms[step_ms.len() - 1] },
-        peak_memory_mb: peak_memory_mb(),
+        peak_memory_mb: if bench.device.is_cpu() { peak_memory_mb() } else { None },
     };
     printer.result(&measurement, text)?;
     Ok(ExitCode::SUCCESS)
@@ -224,7 +227,7 @@ impl<'a> Bench<'a> {
     fn measure(&self, printer: &Printer) -> Result<Vec<f64>> {
         let (model, n) = (&self.model, self.args.batch_size);
         let labels: Vec<u32> = (0..n).map(|i| (i % model.config().num_classes) as u32).collect();
-        let targets = Targets::Classes(Tensor::new(labels, &self.device)?);
+        let targets = Targets::Classes(Tensor::new(labels, &Device::Cpu)?);
         let sgd = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
         // Inference has no use for its memory.
         let mut optimizer = match self.args.mode {
@@ -243,7 +246,8 @@ impl<'a> Bench<'a> {
                 }
             }
         };
-        self.steps(printer, |_| step())
+        // A GPU is given work ahead of time.
+        self.steps(printer, |_| step().and_then(|()| Ok(self.device.synchronize()?)))
     }
 
     /// Runs the steps, telling each whether it is measured; the milliseconds of those that are, ascending.

@@ -1,10 +1,13 @@
 //! The options that every subcommand takes.
 
 use crate::number::count;
+#[cfg(feature = "metal")]
+use anyhow::Context as _;
 use anyhow::{Result, bail};
 use candle_core::{DType, Device};
 use clap::{ArgAction, Args, ValueEnum};
 use std::str::FromStr;
+use zoo_trainer::Membership;
 
 /// Options of every subcommand.
 #[derive(Debug, Args)]
@@ -42,7 +45,8 @@ pub(crate) struct Common {
 enum DeviceChoice {
     Auto,
     Cpu,
-    Cuda(usize),
+    /// With its number, if given.
+    Cuda(Option<usize>),
     Metal,
 }
 
@@ -53,10 +57,10 @@ impl FromStr for DeviceChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
+            "cuda" => Ok(Self::Cuda(None)),
             "metal" => Ok(Self::Metal),
             _ => match text.strip_prefix("cuda:").and_then(|index| index.parse().ok()) {
-                Some(index) => Ok(Self::Cuda(index)),
+                Some(index) => Ok(Self::Cuda(Some(index))),
                 None => Err("expected auto, cpu, cuda, cuda:N or metal".into()),
             },
         }
@@ -110,30 +114,28 @@ impl Common {
         self.seed.unwrap_or(0)
     }
 
-    /// The device to compute on.
+    /// The device to compute on; of several processes on one machine each has its own GPU.
     ///
     /// # Errors
     /// If this build or machine does not have it.
     pub(crate) fn device(&self) -> Result<Device> {
+        let own = Membership::from_env()?.map(|membership| membership.local_rank);
         match self.device {
-            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
-            DeviceChoice::Cuda(_) => {
-                bail!("this build of zoo has no CUDA support; use --device cpu, or leave --device out")
+            DeviceChoice::Cpu => Ok(Device::Cpu),
+            DeviceChoice::Auto => Ok(best_device(own.unwrap_or(0))),
+            DeviceChoice::Cuda(Some(_)) if own.is_some() => {
+                bail!("several processes cannot share a GPU; --device cuda gives each its own")
             }
-            DeviceChoice::Metal => {
-                bail!("this build of zoo has no Metal support; use --device cpu, or leave --device out")
-            }
+            DeviceChoice::Cuda(index) => cuda(index.or(own).unwrap_or(0)),
+            DeviceChoice::Metal => metal(),
         }
     }
 
     /// What computes: `cpu, 2 threads`, with more than one process `4 processes, each cpu, 2 threads`.
-    ///
-    /// # Errors
-    /// If this build or machine does not have it.
-    pub(crate) fn compute(&self, threads: Option<usize>, processes: usize) -> Result<String> {
-        let device = device_name(&self.device()?);
-        let one = format!("{device}, {}", count(threads.unwrap_or_else(|| self.threads()), "thread"));
-        Ok(if processes > 1 { format!("{processes} processes, each {one}") } else { one })
+    pub(crate) fn compute(&self, device: &Device, threads: Option<usize>, processes: usize) -> String {
+        let threads = count(threads.unwrap_or_else(|| self.threads()), "thread");
+        let one = format!("{}, {threads}", device_name(device));
+        if processes > 1 { format!("{processes} processes, each {one}") } else { one }
     }
 
     /// The element type of feature maps, f32 unless given.
@@ -154,10 +156,48 @@ impl Common {
             Some(DTypeChoice::F32) => Ok(Some(DType::F32)),
             Some(DTypeChoice::Bf16) => Ok(Some(DType::BF16)),
             Some(DTypeChoice::F16) => {
-                bail!("the CPU does not compute in f16; use --dtype bf16 or --dtype f32")
+                bail!("zoo does not compute in f16; use --dtype bf16 or --dtype f32")
             }
         }
     }
+}
+
+/// A GPU, where this build and machine have one, else the CPU.
+#[cfg(feature = "cuda")]
+fn best_device(index: usize) -> Device {
+    cuda(index).unwrap_or(Device::Cpu)
+}
+
+/// A GPU, where this build and machine have one, else the CPU.
+#[cfg(not(feature = "cuda"))]
+fn best_device(_: usize) -> Device {
+    metal().unwrap_or(Device::Cpu)
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(index: usize) -> Result<Device> {
+    Ok(zoo_ops::cuda::open(index)?)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_: usize) -> Result<Device> {
+    bail!(
+        "this build of zoo has no CUDA support, which cargo build --features cuda adds; use --device cpu, or leave \
+           --device out"
+    )
+}
+
+#[cfg(feature = "metal")]
+fn metal() -> Result<Device> {
+    Device::new_metal(0).context("the GPU cannot be used through Metal; use --device cpu")
+}
+
+#[cfg(not(feature = "metal"))]
+fn metal() -> Result<Device> {
+    bail!(
+        "this build of zoo has no Metal support, which cargo build --features metal adds on a Mac; use --device cpu, \
+           or leave --device out"
+    )
 }
 
 /// The kind of a device as `--device` has it.

@@ -64,11 +64,10 @@ struct Ready {
 /// # Errors
 /// If the settings make no sense, data or folder cannot be used, or training fails.
 pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
-    let device = common.device()?;
     if args.devices > 1 && Membership::from_env()?.is_none() {
         return launch::run(args.devices, printer);
     }
-    let place = Place::join(&device)?;
+    let place = Place::join(&common.device()?)?;
     printer.speak_as(place.ranks.rank());
     let flags = args.settings.flags(common)?;
     let Ready { mut trainer, example } = match &args.resume {
@@ -76,7 +75,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         None => new(args, &flags, common, &place, printer)?,
     };
     let signals = Signals::listen()?;
-    let compute = common.compute(trainer.config().threads, place.ranks.size())?;
+    let compute = common.compute(&place.device, trainer.config().threads, place.ranks.size());
     let mut progress = Progress::new(printer, compute);
     let outcome = match place.is_first() {
         true => trainer.run(signals.stop(), &mut progress),

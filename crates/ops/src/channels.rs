@@ -27,6 +27,12 @@ pub fn add_scaled(a: &FeatureMap, b: &FeatureMap, factor: f64) -> Result<Feature
     if a.dims() != b.dims() {
         bail!("add: maps of {:?} and {:?} (n, h, w, c)", a.dims(), b.dims());
     }
+    #[cfg(any(test, feature = "cuda"))]
+    if let (Some(a), Some(b)) = (a.gpu()?, b.gpu()?)
+        && a.values().dtype() == b.values().dtype()
+    {
+        return Ok(FeatureMap::on_gpu(cuda::add_scaled(&a, &b, factor as f32)?));
+    }
     match (a.view()?, b.view()?) {
         (View::Reference(a), View::Reference(b)) if factor == 1.0 => Ok(FeatureMap::stored((a + b)?)),
         (View::Reference(a), View::Reference(b)) => Ok(FeatureMap::stored((a + b.affine(factor, 0.0)?)?)),
@@ -172,6 +178,10 @@ pub fn interleave(a: &FeatureMap, b: &FeatureMap, parts: usize) -> Result<Vec<Fe
 pub fn flatten(xs: &FeatureMap) -> Result<FeatureMap> {
     let (n, h, w, c) = xs.dims();
     let dims = (n, 1, 1, c * h * w);
+    #[cfg(any(test, feature = "cuda"))]
+    if let (true, Some(xs)) = (c == 1 || h * w == 1, xs.gpu()?) {
+        return Ok(FeatureMap::on_gpu(xs.reshape(dims)?));
+    }
     match xs.view()? {
         View::Reference(xs) => Ok(FeatureMap::stored(xs.permute((0, 3, 1, 2))?.contiguous()?.reshape(dims)?)),
         View::Cpu(xs) if c == 1 || h * w == 1 => Ok(FeatureMap::slot(xs.reshape(dims))),
@@ -183,6 +193,46 @@ pub fn flatten(xs: &FeatureMap) -> Result<FeatureMap> {
             let window = crate::Window2d { kernel: (h, w), ..crate::Window2d::square(1, 1) };
             let step = Step { window: Some(window), ..Step::new("flatten") };
             Ok(FeatureMap::traced_step(t, (n, 1, 1, c * h * w), step))
+        }
+    }
+}
+
+#[cfg(any(test, feature = "cuda"))]
+mod cuda {
+    //! Sums on a GPU.
+
+    use crate::cuda::{Map, Operator, launch, pointer, record, uninitialised};
+    use candle_core::{Result, Tensor};
+
+    pub(super) fn add_scaled(a: &Map, b: &Map, factor: f32) -> Result<Map> {
+        let (device, dtype) = (a.values().device(), a.values().dtype());
+        let ys = uninitialised(a.dims(), dtype, device)?;
+        let args = [pointer(a.values())?, pointer(b.values())?, pointer(&ys)?, factor.into()];
+        launch(device, "scaled_sum", dtype, ys.elem_count(), &args)?;
+        record(&[a, b], &[], ys, || Sum(factor))
+    }
+
+    /// The factor of the second map.
+    struct Sum(f32);
+
+    impl Operator for Sum {
+        const NAME: &'static str = "add";
+
+        fn backward(
+            self,
+            dys: Tensor,
+            of_maps: &[bool],
+            _: &[bool],
+        ) -> Result<(Vec<Option<Tensor>>, Vec<Option<Tensor>>)> {
+            let second = if of_maps[1] {
+                let scaled = uninitialised(dys.shape(), dys.dtype(), dys.device())?;
+                let args = [pointer(&dys)?, pointer(&scaled)?, self.0.into()];
+                launch(dys.device(), "scaled", dys.dtype(), scaled.elem_count(), &args)?;
+                Some(scaled)
+            } else {
+                None
+            };
+            Ok((vec![of_maps[0].then_some(dys), second], Vec::new()))
         }
     }
 }

@@ -13,6 +13,9 @@ pub enum Path {
     Reference,
     /// The kernels of this crate for f32 and bf16 on the CPU.
     Cpu,
+    /// Those for f32, bf16 and f16 on GPUs of NVIDIA, with the feature `cuda`; an operator that has none takes its
+    /// reference.
+    Cuda,
 }
 
 thread_local! {
@@ -26,8 +29,26 @@ pub fn with_reference<R>(f: impl FnOnce() -> R) -> R {
 
 /// The path for an operator on maps of an element type on a device.
 pub fn path(device: &Device, dtype: DType) -> Path {
-    let kernels = matches!(device, Device::Cpu) && matches!(dtype, DType::F32 | DType::BF16);
-    if kernels && !REFERENCE_ONLY.with_borrow(|&only| only) { Path::Cpu } else { Path::Reference }
+    let path = match (device, dtype) {
+        #[cfg(test)]
+        (Device::Cpu, DType::F32 | DType::BF16) if GPU_ON_CPU.with_borrow(|&on| on) => Path::Cuda,
+        (Device::Cpu, DType::F32 | DType::BF16) => Path::Cpu,
+        #[cfg(feature = "cuda")]
+        (Device::Cuda(_), DType::F32 | DType::BF16 | DType::F16) => Path::Cuda,
+        _ => Path::Reference,
+    };
+    if REFERENCE_ONLY.with_borrow(|&only| only) { Path::Reference } else { path }
+}
+
+#[cfg(test)]
+thread_local! {
+    static GPU_ON_CPU: RefCell<bool> = const { RefCell::new(false) };
+}
+
+/// Runs `f` with what runs on a GPU on the CPU; see [`crate::cuda`].
+#[cfg(test)]
+pub(crate) fn with_gpu_on_cpu<R>(f: impl FnOnce() -> R) -> R {
+    scoped(&GPU_ON_CPU, true, f).0
 }
 
 static STRICT_F32: AtomicBool = AtomicBool::new(false);

@@ -1,5 +1,7 @@
 //! The type that flows through a network.
 
+#[cfg(any(test, feature = "cuda"))]
+use crate::cuda::{Map, launch, pointer, uninitialised};
 use crate::dispatch::{Path, path};
 use crate::element::Element;
 use crate::parallel::chunks;
@@ -22,6 +24,8 @@ enum Inner {
     /// [n, h, w, c], contiguous.
     Stored(Tensor),
     Slot(Slot),
+    #[cfg(any(test, feature = "cuda"))]
+    Gpu(Map),
     Traced(Box<Traced>),
 }
 
@@ -46,7 +50,9 @@ impl FeatureMap {
         };
         match path(stored.device(), stored.dtype()) {
             Path::Cpu => Ok(Self::slot(Slot::enter(&stored)?)),
-            Path::Reference => Ok(Self::stored(stored)),
+            #[cfg(any(test, feature = "cuda"))]
+            Path::Cuda => Ok(Self::on_gpu(Map::enter(&stored)?)),
+            _ => Ok(Self::stored(stored)),
         }
     }
 
@@ -78,7 +84,16 @@ impl FeatureMap {
             (Path::Cpu, _) => {
                 Ok(Self::slot(Slot::constant(dims, normalised::<f32>(pixels, h * w * c, &tables))?))
             }
-            (Path::Reference, _) => {
+            #[cfg(any(test, feature = "cuda"))]
+            (Path::Cuda, _) => {
+                let bytes = Tensor::from_slice(pixels, pixels.len(), device)?;
+                let tables = Tensor::from_slice(tables.as_flattened(), c * 256, device)?;
+                let values = uninitialised(dims, dtype, device)?;
+                let args = [pointer(&bytes)?, pointer(&tables)?, pointer(&values)?, c.into()];
+                launch(device, "from_bytes", dtype, pixels.len(), &args)?;
+                Ok(Self::on_gpu(Map::constant(values)?))
+            }
+            _ => {
                 let values = normalised::<f32>(pixels, h * w * c, &tables);
                 Ok(Self::stored(Tensor::from_slice(&values, dims, device)?.to_dtype(dtype)?))
             }
@@ -122,6 +137,8 @@ impl FeatureMap {
                 _ => (0, 0, 0, 0),
             },
             Inner::Slot(slot) => slot.dims(),
+            #[cfg(any(test, feature = "cuda"))]
+            Inner::Gpu(map) => map.dims(),
             Inner::Traced(t) => t.dims,
         }
     }
@@ -131,6 +148,8 @@ impl FeatureMap {
         match &self.0 {
             Inner::Stored(xs) => xs.dtype(),
             Inner::Slot(slot) => slot.dtype(),
+            #[cfg(any(test, feature = "cuda"))]
+            Inner::Gpu(map) => map.values().dtype(),
             Inner::Traced(t) => t.dtype,
         }
     }
@@ -140,6 +159,8 @@ impl FeatureMap {
         match &self.0 {
             Inner::Stored(xs) => xs.device(),
             Inner::Slot(_) => &Device::Cpu,
+            #[cfg(any(test, feature = "cuda"))]
+            Inner::Gpu(map) => map.values().device(),
             Inner::Traced(t) => &t.device,
         }
     }
@@ -165,6 +186,8 @@ impl FeatureMap {
         match &self.0 {
             Inner::Stored(xs) => Ok(xs.clone()),
             Inner::Slot(slot) => slot.tensor(),
+            #[cfg(any(test, feature = "cuda"))]
+            Inner::Gpu(map) => map.tensor(),
             Inner::Traced(t) => Tensor::zeros(t.dims, t.dtype, &t.device),
         }
     }
@@ -196,7 +219,22 @@ impl FeatureMap {
             (Inner::Traced(t), _) => View::Traced(t),
             (Inner::Slot(slot), Path::Cpu) => View::Cpu(slot.clone()),
             (Inner::Stored(xs), Path::Cpu) => View::Cpu(Slot::enter(xs)?),
-            (_, Path::Reference) => View::Reference(self.tensor()?),
+            _ => View::Reference(self.tensor()?),
+        })
+    }
+
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn on_gpu(map: Map) -> Self {
+        Self(Inner::Gpu(map))
+    }
+
+    /// The map for an operator that has kernels for GPUs, where it is to take them.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn gpu(&self) -> Result<Option<Map>> {
+        Ok(match (&self.0, path(self.device(), self.dtype())) {
+            (Inner::Gpu(map), Path::Cuda) => Some(map.clone()),
+            (Inner::Stored(xs), Path::Cuda) => Some(Map::enter(xs)?),
+            _ => None,
         })
     }
 

@@ -176,7 +176,7 @@ thread_local! {
     static WITHOUT_GRADIENTS: RefCell<bool> = const { RefCell::new(false) };
 }
 
-fn without_gradients() -> bool {
+pub(crate) fn without_gradients() -> bool {
     WITHOUT_GRADIENTS.with_borrow(|&without| without)
 }
 
@@ -395,7 +395,7 @@ fn plus(before: Option<&Tensor>, gradient: Tensor) -> Result<Tensor> {
 }
 
 /// Keeps the gradient of a variable for [`backward`]; gives it back where that does not run.
-fn collect(param: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
+pub(crate) fn collect(param: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
     COLLECTED.with_borrow_mut(|collected| match collected {
         Some(collected) if param.is_variable() => {
             let sum = plus(collected.get(&param.id()), gradient)?;
@@ -407,7 +407,7 @@ fn collect(param: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
 }
 
 /// The gradient of a handle, which nobody reads; candle wants one all the same.
-fn of_handle(handle: &Tensor) -> Result<Option<Tensor>> {
+pub(crate) fn of_handle(handle: &Tensor) -> Result<Option<Tensor>> {
     handle.track_op().then(|| handle.zeros_like()).transpose()
 }
 

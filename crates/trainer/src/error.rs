@@ -67,6 +67,18 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
+    /// The GPU has not enough memory for a batch.
+    #[error(
+        "out of memory on the GPU with batches of {batch_size} images; {}",
+        fits.map_or("no batch would fit".into(), |fits| format!("--batch-size {fits} should fit, and --grad-accum {} \
+        with it makes the same steps", batch_size.div_ceil(fits)))
+    )]
+    OutOfMemory {
+        /// Images per batch.
+        batch_size: usize,
+        /// The most that should fit.
+        fits: Option<usize>,
+    },
     /// The processes of a run cannot work together.
     #[error("{0}")]
     Ranks(String),

@@ -2,7 +2,7 @@
 
 use crate::gradients::Gradients;
 use candle_core::{Result, Tensor, Var, bail};
-use zoo_ops::sgd::{Sgd, sgd_step};
+use zoo_ops::sgd::{Sgd, sgd_steps};
 
 /// The constants of an [`Optimizer`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,13 +62,13 @@ impl Optimizer {
         }
         let SgdConfig { momentum, nesterov, weight_decay } = self.config;
         let state = self.parameters.iter().zip(&self.velocities).zip(&self.lr_scales);
+        let mut steps = Vec::with_capacity(self.parameters.len());
         for ((((_, var), velocity), scale), gradient) in state.zip(gradients.iter()) {
             let Some(gradient) = gradient else { continue };
-            let lr = lr * scale;
             let weight_decay = if var.rank() >= 2 { weight_decay } else { 0.0 };
-            sgd_step(var, velocity, gradient, &Sgd { lr, momentum, nesterov, weight_decay })?;
+            steps.push((var, velocity, gradient, Sgd { lr: lr * scale, momentum, nesterov, weight_decay }));
         }
-        Ok(())
+        sgd_steps(&steps)
     }
 
     /// The velocities under the names of their parameters.

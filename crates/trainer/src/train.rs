@@ -2,13 +2,13 @@
 
 use crate::evaluate::{EvalReport, measure};
 use crate::gradients::Gradients;
+use crate::memory::explain;
 use crate::metrics::{Metrics, percent};
 use crate::observer::{EpochRecord, Observer, Outcome, StepInfo};
 use crate::pass::train_pass;
-use crate::ranks::Place;
 use crate::state::{Best, EpochSums};
-use crate::{Error, Result, RunDir, Trainer};
-use candle_core::{Tensor, Var};
+use crate::{Error, Result, RunDir, TrainConfig, Trainer};
+use candle_core::{Device, Tensor, Var};
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,7 +86,10 @@ impl Trainer {
                 }
             }
             group.index = number / accum;
-            self.pass(&batch, &mut group)?;
+            self.pass(&batch, &mut group).map_err(|error| {
+                let TrainConfig { batch_size, dtype, .. } = self.config;
+                explain(error, &self.model, batch_size, dtype.dtype(), &self.place.device)
+            })?;
             drop(batch);
             if (number + 1).is_multiple_of(accum) || number + 1 == batches {
                 let last = std::mem::take(&mut group);
@@ -126,12 +129,12 @@ impl Trainer {
         Ok(())
     }
 
-    /// What the network should answer for a batch.
+    /// What the network should answer for a batch, on the CPU: the loss makes of it what the device needs.
     fn targets(&self, batch: &Batch) -> Result<Targets> {
         let classes = self.model.config().num_classes;
         Ok(match batch.soft_targets(classes) {
-            Some(soft) => Targets::Soft(Tensor::from_vec(soft, (batch.n, classes), &self.place.device)?),
-            None => Targets::Classes(Tensor::new(batch.labels.as_slice(), &self.place.device)?),
+            Some(soft) => Targets::Soft(Tensor::from_vec(soft, (batch.n, classes), &Device::Cpu)?),
+            None => Targets::Classes(Tensor::new(batch.labels.as_slice(), &Device::Cpu)?),
         })
     }
 
@@ -144,14 +147,13 @@ impl Trainer {
     /// Adds up what the ranks have of a group, and averages the statistics that they keep apart. Says whether one of them
     /// is to stop.
     fn sum_over_ranks(&self, group: &mut Group, stop: bool) -> Result<bool> {
-        let Place { device, ranks } = &self.place;
-        let numbers = [group.n as f32, group.top1 as f32, group.loss as f32, f32::from(u8::from(stop))];
-        let mut others = vec![Tensor::new(&numbers, device)?];
-        others.extend(self.averaged.iter().map(Var::as_detached_tensor));
-        let sums = group.gradients.sum_over(&**ranks, &others)?;
-        let numbers = sums[0].to_vec1::<f32>()?;
-        (group.n, group.top1, group.loss) = (numbers[0] as usize, numbers[1] as u64, numbers[2].into());
-        for (var, sum) in self.averaged.iter().zip(&sums[1..]) {
+        let ranks = &self.place.ranks;
+        let numbers = [group.n as f64, group.top1 as f64, group.loss, f64::from(u8::from(stop))];
+        let numbers = ranks.sum(&Tensor::new(&numbers, &Device::Cpu)?)?.to_vec1::<f64>()?;
+        (group.n, group.top1, group.loss) = (numbers[0] as usize, numbers[1] as u64, numbers[2]);
+        let statistics: Vec<Tensor> = self.averaged.iter().map(Var::as_detached_tensor).collect();
+        let sums = group.gradients.sum_over(&**ranks, &statistics)?;
+        for (var, sum) in self.averaged.iter().zip(&sums) {
             var.set(&sum.affine(1.0 / ranks.size() as f64, 0.0)?)?;
         }
         Ok(numbers[3] > 0.0)

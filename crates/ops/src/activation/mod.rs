@@ -1,6 +1,8 @@
 //! Elementwise activation functions.
 
 pub(crate) mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod reference;
 
 use crate::FeatureMap;
@@ -56,6 +58,12 @@ impl Activation {
 /// # Errors
 /// If the device cannot compute it.
 pub fn activation(xs: &FeatureMap, activation: Activation) -> Result<FeatureMap> {
+    #[cfg(any(test, feature = "cuda"))]
+    if activation != Activation::Identity
+        && let Some(xs) = xs.gpu()?
+    {
+        return Ok(FeatureMap::on_gpu(cuda::activation(&xs, activation)?));
+    }
     match xs.view()? {
         View::Traced(t) => Ok(FeatureMap::traced_step(t, t.dims, Step::new(activation.kind()))),
         _ if activation == Activation::Identity => Ok(xs.clone()),

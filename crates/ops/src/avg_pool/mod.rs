@@ -2,6 +2,8 @@
 //! rows times a span of columns: so one operator, given spans per axis, serves them all.
 
 mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod reference;
 
 use crate::feature_map::View;
@@ -95,6 +97,10 @@ pub fn subsample2d(xs: &FeatureMap, stride: usize) -> Result<FeatureMap> {
 
 fn apply(step: Step, xs: &FeatureMap, rows: Vec<Span>, columns: Vec<Span>) -> Result<FeatureMap> {
     let (n, _, _, c) = xs.dims();
+    #[cfg(any(test, feature = "cuda"))]
+    if let Some(xs) = xs.gpu()? {
+        return Ok(FeatureMap::on_gpu(cuda::avg_pool(&xs, &rows, &columns)?));
+    }
     match xs.view()? {
         View::Traced(t) => Ok(FeatureMap::traced_step(t, (n, rows.len(), columns.len(), c), step)),
         View::Reference(xs) => Ok(FeatureMap::stored(reference::avg_pool(&xs, &rows, &columns)?)),

@@ -1,11 +1,15 @@
 //! Batch normalisation with an optional residual and activation in the same pass.
 
 mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod reference;
 
 use crate::FeatureMap;
 use crate::activation::Activation;
 use crate::feature_map::View;
+#[cfg(any(test, feature = "cuda"))]
+use crate::ranks::synchronised;
 use crate::trace::Step;
 use candle_core::{DType, Result, Tensor, Var, bail};
 
@@ -53,6 +57,15 @@ pub fn batch_norm(
     }
     if train && n * h * w == 1 && !xs.is_traced() {
         bail!("batch_norm: training needs more than one value per channel, found a map of {n}x{h}x{w}");
+    }
+    #[cfg(any(test, feature = "cuda"))]
+    if !(train && synchronised().is_some())
+        && let Some(xs) = xs.gpu()?
+        && let residual = residual.map(FeatureMap::gpu).transpose()?
+        && !matches!(residual, Some(None))
+    {
+        let residual = residual.flatten();
+        return Ok(FeatureMap::on_gpu(cuda::batch_norm(&xs, norm, residual.as_ref(), activation, train)?));
     }
     let (ys, statistics) = match (xs.view()?, residual.map(FeatureMap::view).transpose()?) {
         (View::Traced(t), _) => return traced(t, norm, residual, activation),

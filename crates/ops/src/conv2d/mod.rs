@@ -1,6 +1,8 @@
 //! Two-dimensional convolution, and the linear layer as its 1×1 case.
 
 mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod reference;
 
 use crate::feature_map::View;
@@ -145,6 +147,10 @@ fn apply(
     bias: Option<&Tensor>,
     geometry: Geometry,
 ) -> Result<FeatureMap> {
+    #[cfg(any(test, feature = "cuda"))]
+    if let Some(xs) = xs.gpu()? {
+        return Ok(FeatureMap::on_gpu(cuda::conv2d(&xs, weight, bias, geometry)?));
+    }
     match xs.view()? {
         View::Traced(t) => {
             let (h, w) = geometry.out;

@@ -1,6 +1,8 @@
 //! Max pooling.
 
 mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod reference;
 
 use crate::feature_map::View;
@@ -20,6 +22,10 @@ pub fn max_pool2d(xs: &FeatureMap, window: &Window2d) -> Result<FeatureMap> {
         bail!("max_pool2d: padding {:?} is more than half the kernel {:?}", window.padding, window.kernel);
     }
     let out = window.output("max_pool2d", h, w)?;
+    #[cfg(any(test, feature = "cuda"))]
+    if let Some(xs) = xs.gpu()? {
+        return Ok(FeatureMap::on_gpu(cuda::max_pool2d(&xs, window, out)?));
+    }
     match xs.view()? {
         View::Traced(t) => {
             Ok(FeatureMap::traced_step(t, (n, out.0, out.1, c), Step::window("max_pool2d", *window)))

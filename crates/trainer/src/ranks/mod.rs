@@ -7,6 +7,8 @@
 mod environment;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod tcp;
 
 pub use environment::Membership;
@@ -112,7 +114,11 @@ pub(crate) fn split(all: &Tensor, like: &[Tensor]) -> candle_core::Result<Vec<Te
 fn connect(device: &Device, membership: &Membership, timeout: Duration) -> Result<Arc<dyn Communicator>> {
     match device {
         Device::Cpu => Ok(Arc::new(tcp::Tcp::connect(membership, timeout)?)),
-        _ => Err(Error::Ranks("several processes train on CPUs only so far".into())),
+        #[cfg(feature = "nccl")]
+        Device::Cuda(_) => Ok(Arc::new(nccl::Gpus::connect(device, membership, timeout)?)),
+        _ => Err(Error::Ranks(
+            "this build of zoo trains on one GPU only; cargo build --features nccl adds more".into(),
+        )),
     }
 }
 

@@ -1,0 +1,209 @@
+// Kernels on feature maps [rows, c] of one element type E, compiled once for each: LOAD gives a float, STORE rounds
+// one, NAME adds the type to a kernel's name.
+
+KERNEL NAME(add_into)(E *sum, const E *xs, long long n) {
+  long long i = INDEX;
+  if (i < n) sum[i] = STORE(LOAD(sum[i]) + LOAD(xs[i]));
+}
+
+// sum += factor · x for a sum that another map's elements start.
+KERNEL NAME(scaled_sum)(const E *as, const E *bs, E *sums, float factor, long long n) {
+  long long i = INDEX;
+  if (i < n) sums[i] = STORE(LOAD(as[i]) + factor * LOAD(bs[i]));
+}
+
+KERNEL NAME(scaled)(const E *xs, E *ys, float factor, long long n) {
+  long long i = INDEX;
+  if (i < n) ys[i] = STORE(factor * LOAD(xs[i]));
+}
+
+// Bytes [n / c, c] through a table of 256 values for each channel.
+KERNEL NAME(from_bytes)(const unsigned char *bytes, const float *tables, E *xs, long long c, long long n) {
+  long long i = INDEX;
+  if (i < n) xs[i] = STORE(tables[i % c * 256 + bytes[i]]);
+}
+
+// Weights [o, i, taps] in f32 as [o, taps, i].
+KERNEL NAME(pack_weight)(const float *weight, E *packed, long long c_in, long long taps, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ci = i % c_in, tap = i / c_in % taps, o = i / (c_in * taps);
+  packed[i] = STORE(weight[(o * c_in + ci) * taps + tap]);
+}
+
+// The gradient of packed weights as that of the weights.
+KERNEL NAME(unpack_weight)(const E *packed, float *weight, long long c_in, long long taps, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long tap = i % taps, ci = i / taps % c_in, o = i / (c_in * taps);
+  weight[i] = LOAD(packed[(o * taps + tap) * c_in + ci]);
+}
+
+KERNEL NAME(add_bias)(E *ys, const float *bias, long long c, long long n) {
+  long long i = INDEX;
+  if (i < n) ys[i] = STORE(LOAD(ys[i]) + bias[i % c]);
+}
+
+// The sum of each column over every `per` rows: [parts, c].
+KERNEL NAME(column_sums)(const E *xs, float *parts, long long rows, long long per, long long c, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ch = i % c, first = i / c * per, end = first + per < rows ? first + per : rows;
+  float sum = 0.0f;
+  for (long long row = first; row < end; row++) sum += LOAD(xs[row * c + ch]);
+  parts[i] = sum;
+}
+
+// Mean and sum of squared deviations of each column over every `per` rows.
+KERNEL NAME(moments)(const E *xs, float *means, float *m2s, long long rows, long long per, long long c, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ch = i % c, first = i / c * per, end = first + per < rows ? first + per : rows;
+  float sum = 0.0f, squares = 0.0f;
+  for (long long row = first; row < end; row++) sum += LOAD(xs[row * c + ch]);
+  float mean = sum / (float)(end - first);
+  for (long long row = first; row < end; row++) {
+    float d = LOAD(xs[row * c + ch]) - mean;
+    squares += d * d;
+  }
+  means[i] = mean;
+  m2s[i] = squares;
+}
+
+KERNEL NAME(normalise)(const E *xs, const E *residual, const float *scale, const float *shift, E *ys, int activation,
+                       float slope, long long c, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  float z = LOAD(xs[i]) * scale[i % c] + shift[i % c];
+  if (residual) z += LOAD(residual[i]);
+  ys[i] = STORE(activated(activation, slope, z));
+}
+
+// The gradient of what goes into the activation of a normalisation.
+INLINE float NAME(through)(const E *xs, const E *ys, const E *residual, const E *dys, const float *scale,
+                           const float *shift, int activation, float slope, long long i, long long ch) {
+  float at;
+  if (activation <= RELU6) {
+    at = LOAD(ys[i]);
+  } else {
+    at = LOAD(xs[i]) * scale[ch] + shift[ch];
+    if (residual) at += LOAD(residual[i]);
+  }
+  return LOAD(dys[i]) * derivative(activation, slope, at);
+}
+
+KERNEL NAME(gradient_sums)(const E *xs, const E *ys, const E *residual, const E *dys, const float *mean,
+                           const float *scale, const float *shift, float *sums, float *dots, int activation,
+                           float slope, long long rows, long long per, long long c, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ch = i % c, first = i / c * per, end = first + per < rows ? first + per : rows;
+  float sum = 0.0f, dot = 0.0f;
+  for (long long at = first * c + ch; at < end * c; at += c) {
+    float dz = NAME(through)(xs, ys, residual, dys, scale, shift, activation, slope, at, ch);
+    sum += dz;
+    dot += dz * (LOAD(xs[at]) - mean[ch]);
+  }
+  sums[i] = sum;
+  dots[i] = dot;
+}
+
+// dx = γ·s · (dz - moving · Σ dz - (x - mean) · s² · moving · Σ dz · (x - mean)), with s the inverse deviation and
+// `moving` 1 / rows where mean and variance are the batch's, else 0. The residual's gradient is dz.
+KERNEL NAME(norm_gradient)(const E *xs, const E *ys, const E *residual, const E *dys, const float *mean,
+                           const float *inv_std, const float *scale, const float *shift, const float *sum,
+                           const float *dot, E *dxs, E *of_residual, int activation, float slope, float moving,
+                           long long c, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ch = i % c;
+  float dz = NAME(through)(xs, ys, residual, dys, scale, shift, activation, slope, i, ch);
+  float pull = (LOAD(xs[i]) - mean[ch]) * inv_std[ch] * inv_std[ch] * dot[ch];
+  if (of_residual) of_residual[i] = STORE(dz);
+  dxs[i] = STORE(scale[ch] * (dz - moving * (sum[ch] + pull)));
+}
+
+KERNEL NAME(activate)(const E *xs, E *ys, int activation, float slope, long long n) {
+  long long i = INDEX;
+  if (i < n) ys[i] = STORE(activated(activation, slope, LOAD(xs[i])));
+}
+
+KERNEL NAME(activate_gradient)(const E *xs, const E *dys, E *dxs, int activation, float slope, long long n) {
+  long long i = INDEX;
+  if (i < n) dxs[i] = STORE(LOAD(dys[i]) * derivative(activation, slope, LOAD(xs[i])));
+}
+
+// The largest value under each window and its tap, the first of equal ones; NaN is larger than all.
+KERNEL NAME(max_pool)(const E *xs, E *ys, int *winners, long long h, long long w, long long c, long long ho,
+                      long long wo, int kh, int kw, int sh, int sw, int ph, int pw, int dh, int dw, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ch = i % c, x = i / c % wo, y = i / (c * wo) % ho, image = i / (c * wo * ho);
+  float best = 0.0f;
+  int winner = -1;
+  for (int ky = 0; ky < kh; ky++) {
+    long long row = y * sh + (long long)ky * dh - ph;
+    if (row < 0 || row >= h) continue;
+    for (int kx = 0; kx < kw; kx++) {
+      long long column = x * sw + (long long)kx * dw - pw;
+      if (column < 0 || column >= w) continue;
+      float v = LOAD(xs[((image * h + row) * w + column) * c + ch]);
+      if (winner < 0 || v > best || (v != v && best == best)) {
+        best = v;
+        winner = ky * kw + kx;
+      }
+    }
+  }
+  ys[i] = STORE(best);
+  winners[i] = winner;
+}
+
+// Each input's share of the outputs that it has won.
+KERNEL NAME(max_pool_gradient)(const E *dys, const int *winners, E *dxs, long long h, long long w, long long c,
+                               long long ho, long long wo, int kh, int kw, int sh, int sw, int ph, int pw, int dh,
+                               int dw, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ch = i % c, column = i / c % w, row = i / (c * w) % h, image = i / (c * w * h);
+  float sum = 0.0f;
+  for (int ky = 0; ky < kh; ky++) {
+    long long top = row + ph - (long long)ky * dh;
+    if (top < 0 || top % sh != 0 || top / sh >= ho) continue;
+    for (int kx = 0; kx < kw; kx++) {
+      long long left = column + pw - (long long)kx * dw;
+      if (left < 0 || left % sw != 0 || left / sw >= wo) continue;
+      long long at = ((image * ho + top / sh) * wo + left / sw) * c + ch;
+      if (winners[at] == ky * kw + kx) sum += LOAD(dys[at]);
+    }
+  }
+  dxs[i] = STORE(sum);
+}
+
+// Averages over spans of rows times spans of columns: start and end of each, rows first, and what to multiply by.
+KERNEL NAME(avg_pool)(const E *xs, E *ys, const int *spans, const float *factors, long long h, long long w,
+                      long long c, long long ho, long long wo, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ch = i % c, x = i / c % wo, y = i / (c * wo) % ho, image = i / (c * wo * ho);
+  float sum = 0.0f;
+  for (long long row = spans[2 * y]; row < spans[2 * y + 1]; row++)
+    for (long long column = spans[2 * (ho + x)]; column < spans[2 * (ho + x) + 1]; column++)
+      sum += LOAD(xs[((image * h + row) * w + column) * c + ch]);
+  ys[i] = STORE(sum * (factors[y] * factors[ho + x]));
+}
+
+KERNEL NAME(avg_pool_gradient)(const E *dys, E *dxs, const int *spans, const float *factors, long long h, long long w,
+                               long long c, long long ho, long long wo, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ch = i % c, column = i / c % w, row = i / (c * w) % h, image = i / (c * w * h);
+  float sum = 0.0f;
+  for (long long y = 0; y < ho; y++) {
+    if (row < spans[2 * y] || row >= spans[2 * y + 1]) continue;
+    for (long long x = 0; x < wo; x++) {
+      if (column < spans[2 * (ho + x)] || column >= spans[2 * (ho + x) + 1]) continue;
+      sum += factors[y] * factors[ho + x] * LOAD(dys[((image * ho + y) * wo + x) * c + ch]);
+    }
+  }
+  dxs[i] = STORE(sum);
+}

@@ -1,0 +1,182 @@
+//! The source of the kernels: what all element types share, and the rest once for each type.
+//!
+//! No header of CUDA is included, because a machine that runs the program need not have any; bf16 is handled as bits,
+//! f16 with the two instructions that convert it.
+
+use candle_core::{DType, Result, bail};
+
+const COMMON: &str = include_str!("common.cu");
+const ELEMENTS: &str = include_str!("elements.cu");
+
+/// CUDA's way to say what the kernels' files leave open.
+const CUDA: &str = r#"
+#define KERNEL extern "C" __global__ void
+#define INLINE static __device__ __forceinline__
+#define INDEX ((long long)blockIdx.x * blockDim.x + threadIdx.x)
+INLINE float bits_to_float(unsigned bits) { return __uint_as_float(bits); }
+INLINE unsigned float_to_bits(float x) { return __float_as_uint(x); }
+INLINE float f16_to_float(unsigned short x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x)); return y; }
+INLINE unsigned short float_to_f16(float x) { unsigned short y; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x)); return y; }
+"#;
+
+/// bf16 is the upper half of an f32; to nearest, ties to even, NaN stays.
+const BF16: &str = r"
+INLINE float bf16_to_float(unsigned short x) { return bits_to_float((unsigned)x << 16); }
+INLINE unsigned short float_to_bf16(float x) {
+  unsigned bits = float_to_bits(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return (unsigned short)((bits >> 16) | 0x40u);
+  return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+";
+
+/// The element types of feature maps on a GPU: their name, how they are stored, and how they are read and rounded.
+const TYPES: [(DType, &str, &str, &str, &str); 3] = [
+    (DType::F32, "f32", "float", "(x)", "(x)"),
+    (DType::BF16, "bf16", "unsigned short", "bf16_to_float(x)", "float_to_bf16(x)"),
+    (DType::F16, "f16", "unsigned short", "f16_to_float(x)", "float_to_f16(x)"),
+];
+
+/// All kernels, behind what `language` makes of them.
+fn source(language: &str) -> String {
+    let of_type = |(_, name, stored, load, store): &(DType, &str, &str, &str, &str)| {
+        format!(
+            "#define E {stored}\n#define LOAD(x) {load}\n#define STORE(x) {store}\n#define NAME(name) name##_{name}\n\
+             {ELEMENTS}\n#undef E\n#undef LOAD\n#undef STORE\n#undef NAME\n"
+        )
+    };
+    format!("{language}{BF16}{COMMON}{}", TYPES.iter().map(of_type).collect::<String>())
+}
+
+/// The kernels for NVRTC.
+pub(super) fn cuda() -> String {
+    source(CUDA)
+}
+
+/// What the name of an element type's kernel ends with.
+pub(super) fn suffix(dtype: DType) -> Result<&'static str> {
+    match TYPES.iter().find(|(of, ..)| *of == dtype) {
+        Some((_, name, ..)) => Ok(name),
+        None => bail!("feature maps on a GPU are f32, bf16 or f16, not {dtype:?}"),
+    }
+}
+
+#[cfg(test)]
+#[expect(unsafe_code, reason = "calls C")]
+pub(super) mod on_cpu {
+    //! The kernels as a C library, run thread by thread.
+
+    use crate::cuda::Arg;
+    use std::ffi::{CString, c_void};
+    use std::process::Command;
+    use std::sync::OnceLock;
+
+    const C: &str = r"
+#include <math.h>
+#include <string.h>
+#define KERNEL void
+#define INLINE static inline
+#define INDEX zoo_index
+static _Thread_local long long zoo_index;
+INLINE float bits_to_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
+INLINE unsigned float_to_bits(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
+INLINE float f16_to_float(unsigned short x) { (void)x; return NAN; }
+INLINE unsigned short float_to_f16(float x) { (void)x; return 0; }
+void zoo_set_index(long long index) { zoo_index = index; }
+";
+
+    struct Library(*mut c_void);
+    // SAFETY: a handle of a library that is never closed may be used on any thread.
+    unsafe impl Send for Library {}
+    // SAFETY: as above; looking up a symbol changes nothing.
+    unsafe impl Sync for Library {}
+
+    fn library() -> &'static Library {
+        static LIBRARY: OnceLock<Library> = OnceLock::new();
+        LIBRARY.get_or_init(|| {
+            let folder = std::env::temp_dir().join(format!("zoo-kernels-{}", std::process::id()));
+            std::fs::create_dir_all(&folder).unwrap();
+            let (source, library) = (folder.join("kernels.c"), folder.join("kernels.so"));
+            std::fs::write(&source, super::source(C)).unwrap();
+            let mut compiler = Command::new("cc");
+            compiler.args(["-std=gnu11", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Werror"]);
+            compiler.args(["-Wno-unused-function", "-o"]);
+            let done = compiler.arg(&library).arg(&source).arg("-lm").output().unwrap();
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            let name = CString::new(library.to_str().unwrap()).unwrap();
+            // SAFETY: the name ends with a zero; the library was just made and runs nothing when it is loaded.
+            let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+            assert!(!handle.is_null());
+            std::fs::remove_dir_all(&folder).unwrap();
+            Library(handle)
+        })
+    }
+
+    fn symbol(name: &str) -> *mut c_void {
+        let name = CString::new(name).unwrap();
+        // SAFETY: the handle is that of a library that stays open, and the name ends with a zero.
+        let address = unsafe { libc::dlsym(library().0, name.as_ptr()) };
+        assert!(!address.is_null(), "no kernel {name:?}");
+        address
+    }
+
+    /// Runs a kernel for `n` threads.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, and its pointers lead to as many elements as it reads and writes.
+    pub(in crate::cuda) unsafe fn run(name: &str, n: usize, args: &[Arg]) {
+        // On x86-64 and 64-bit ARM, integers and pointers go in registers of one kind and floats in those of another,
+        // each in their order; what is left over goes on the stack in the order of all arguments. So a call with the
+        // integers first and the floats last is the same call as long as no float is left over.
+        let mut words: Vec<u64> = Vec::new();
+        let mut floats: Vec<f32> = Vec::new();
+        for arg in args {
+            match *arg {
+                Arg::Pointer(address) => words.push(address),
+                Arg::Long(value) => words.push(value as u64),
+                Arg::Int(value) => words.push(value as u64),
+                Arg::Float(value) => floats.push(value),
+            }
+        }
+        assert!(words.len() <= 20 && floats.len() <= 4);
+        words.resize(20, 0);
+        floats.resize(4, 0.0);
+        let (w, f) = (words, floats);
+        type Kernel = extern "C" fn(
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            u64,
+            f32,
+            f32,
+            f32,
+            f32,
+        );
+        // SAFETY: the symbol is a function of C that takes such arguments, as said above.
+        let kernel: Kernel = unsafe { std::mem::transmute(symbol(name)) };
+        // SAFETY: `zoo_set_index` takes one integer.
+        let set_index: extern "C" fn(i64) = unsafe { std::mem::transmute(symbol("zoo_set_index")) };
+        for index in 0..n as i64 {
+            set_index(index);
+            kernel(
+                w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], w[11], w[12], w[13],
+                w[14], w[15], w[16], w[17], w[18], w[19], f[0], f[1], f[2], f[3],
+            );
+        }
+    }
+}
