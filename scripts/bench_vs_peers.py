@@ -9,6 +9,8 @@ backward and an SGD update with Nesterov momentum, against PyTorch with contiguo
 `infer` is the forward in eval mode, against those, ONNX Runtime and OpenVINO. Each measurement is a process of its own;
 the programs take turns for R rounds, in turned order every second time so that nobody always goes first. A figure is
 the median over the rounds of the median over a round's steps; `zoo` is compared with the fastest peer by that figure.
+With --device cuda the rows are others, and the peers are PyTorch's eager mode with channels-last tensors (in bf16 under
+autocast) and `torch.compile`.
 
 With --models, those are measured instead of the table's rows (see ROWS). A file given with --csv is added to, and the
 table is made of all of it: rows can be measured one at a time, and again.
@@ -17,6 +19,7 @@ table is made of all of it: rows can be measured one at a time, and again.
 import argparse
 import csv
 import json
+import math
 import os
 import pathlib
 import platform
@@ -43,6 +46,14 @@ ROWS = [
     ("mobilenet_v2", 224, (8,), (8, 1)),
     ("shufflenet_v2_x1_0", 224, (8,), (8, 1)),
 ]
+# The same on a GPU, in training.
+GPU_ROWS = [
+    ("resnet18", 32, (512,), ()),
+    ("cifar_resnet20", 32, (512,), ()),
+    ("resnet50", 224, (128,), ()),
+    ("mobilenet_v2", 224, (128,), ()),
+    ("resnext50_32x4d", 224, (128,), ()),
+]
 # (mode, dtype) and the peers that have it.
 TORCH = ("torch contiguous", "torch channels_last")
 KINDS = {
@@ -51,6 +62,7 @@ KINDS = {
     ("infer", "f32"): (*TORCH, "onnxruntime", "openvino"),
     ("infer", "bf16"): (*TORCH, "openvino"),
 }
+GPU_TORCH = ("torch channels_last", "torch compile")
 FIELDS = (
     "model mode device dtype threads batch_size image_size program round images_per_second step_ms_min "
     "step_ms_median step_ms_max peak_memory_mb"
@@ -101,8 +113,11 @@ def torch_step(case, layout):
     model, images = build(case)
     device, mode = case["device"], case["mode"]
     torch.backends.cudnn.benchmark = True
-    layout = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[layout]
+    compiled = layout == "compile"
+    layout = torch.contiguous_format if layout == "contiguous" else torch.channels_last
     model = model.to(device, memory_format=layout).train(mode == "train")
+    if compiled:
+        model = torch.compile(model)
     images = images.to(device).contiguous(memory_format=layout)
     targets = torch.randint(case["num_classes"], (case["batch_size"],), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -184,6 +199,10 @@ def peer_worker(case, program):
         "step_ms": {"min": min(milliseconds), "median": median, "max": max(milliseconds)},
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
     }
+    if case["device"] == "cuda":
+        import torch
+
+        result["peak_memory_mb"] = torch.cuda.max_memory_reserved() / 1e6
     print("\n" + json.dumps(result))
 
 
@@ -209,7 +228,8 @@ def measure(args, case, program):
 
 def compare(args, case):
     """Every measurement of one case, as CSV rows."""
-    programs = ["zoo", *KINDS[case["mode"], case["dtype"]]]
+    peers = GPU_TORCH if case["device"] == "cuda" else KINDS[case["mode"], case["dtype"]]
+    programs = ["zoo", *peers]
     # As many steps as take about as long as asked for, by a short look at zoo.
     look = measure(args, case | {"warmup": 1, "steps": 2}, "zoo")
     steps = int(min(max(1e3 * args.seconds / look["step_ms"]["median"], 4), 1000))
@@ -219,7 +239,8 @@ def compare(args, case):
         for program in programs if i % 2 == 0 else reversed(programs):
             result = measure(args, case, program)
             row = {key: case[key] for key in FIELDS if key in case} | {"program": program, "round": i + 1}
-            row |= {key: round(result[key], 1) for key in ("images_per_second", "peak_memory_mb")}
+            # What zoo takes of a GPU's memory is not known.
+            row |= {key: round(result[key] or math.nan, 1) for key in ("images_per_second", "peak_memory_mb")}
             row |= {f"step_ms_{key}": round(value, 3) for key, value in result["step_ms"].items()}
             rows.append(row)
             what = f"{case['model']} {case['mode']} {case['dtype']} batch {case['batch_size']}"
@@ -231,9 +252,10 @@ def column(rows, program, key):
     return [row[key] for row in rows if row["program"] == program]
 
 
-def table_row(rows):
+def table_row(rows, peer=None):
     speed = {program: column(rows, program, "images_per_second") for program in {row["program"] for row in rows}}
-    best = max((p for p in speed if p != "zoo"), key=lambda program: statistics.median(speed[program]))
+    # On a GPU each peer has a row of its own: there is an aim against each.
+    best = peer or max((p for p in speed if p != "zoo"), key=lambda program: statistics.median(speed[program]))
     ratio = statistics.median(speed["zoo"]) / statistics.median(speed[best])
 
     def cell(program):
@@ -241,7 +263,7 @@ def table_row(rows):
         return f"{statistics.median(values):,.1f} ({min(values):,.1f} to {max(values):,.1f})"
 
     def memory(program):
-        return f"{statistics.median(column(rows, program, 'peak_memory_mb')):,.0f}"
+        return f"{statistics.median(column(rows, program, 'peak_memory_mb')):,.0f}".replace("nan", "–")
 
     first = rows[0]
     what = [str(first[key]) for key in ("model", "image_size", "batch_size", "mode", "dtype")]
@@ -260,11 +282,11 @@ def processor(device):
     return f"{names[0] if names else platform.processor()} ({', '.join(sets) or 'no AVX2'})"
 
 
-def versions():
+def versions(device):
     from importlib.metadata import PackageNotFoundError, version
 
     found = []
-    for package in ("torch", "onnxruntime", "openvino"):
+    for package in ("torch",) if device == "cuda" else ("torch", "onnxruntime", "openvino"):
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
@@ -273,17 +295,17 @@ def versions():
 
 
 def cases(args):
-    rows = ROWS
+    rows = GPU_ROWS if args.device == "cuda" else ROWS
     if args.models:
         batches = tuple(args.batch_size)
         rows = [(model, args.image_size, batches, batches) for model in args.models]
     common = {key: getattr(args, key) for key in ("device", "threads", "num_classes")}
     for model, image_size, train, infer in rows:
         for mode, dtype in KINDS:
-            if mode not in args.modes or dtype not in args.dtypes or (model == "lenet5" and dtype == "bf16"):
-                continue
             # Inference in bf16 at the larger batch only.
             batches = train if mode == "train" else infer if dtype == "f32" else infer[:1]
+            if mode not in args.modes or dtype not in args.dtypes or (model == "lenet5" and dtype == "bf16"):
+                continue
             for batch_size in batches:
                 case = {"model": model, "mode": mode, "dtype": dtype, "batch_size": batch_size}
                 yield case | {"image_size": image_size} | common
@@ -296,7 +318,7 @@ def main():
         return peer_worker(case, case["program"])
     header = "model,pixels,batch,mode,dtype,rounds,zoo images/s,ratio,fastest peer,its images/s,zoo MB,its MB".split(",")
     lines = [
-        f"{processor(args.device)}, {args.threads} threads; {versions()}. Median (least to most) of the rounds.",
+        f"{processor(args.device)}, {args.threads} threads; {versions(args.device)}. Median (least to most) of the rounds.",
         "",
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),
@@ -315,7 +337,8 @@ def main():
         groups.setdefault(tuple(str(row[name]) for name in CASE), []).append(row)
     # Training first, f32 first, otherwise as measured.
     in_order = sorted(groups.values(), key=lambda group: (group[0]["mode"] != "train", group[0]["dtype"] != "f32"))
-    lines += ["| " + " | ".join(table_row(group)) + " |" for group in in_order]
+    peers = GPU_TORCH if args.device == "cuda" else (None,)
+    lines += ["| " + " | ".join(table_row(group, peer)) + " |" for group in in_order for peer in peers]
     if args.markdown:
         args.markdown.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

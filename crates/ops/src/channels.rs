@@ -201,7 +201,7 @@ pub fn flatten(xs: &FeatureMap) -> Result<FeatureMap> {
 mod cuda {
     //! Sums on a GPU.
 
-    use crate::cuda::{Map, Operator, launch, pointer, record, uninitialised};
+    use crate::cuda::{Gradients, Map, Operator, launch, pointer, record, uninitialised};
     use candle_core::{Result, Tensor};
 
     pub(super) fn add_scaled(a: &Map, b: &Map, factor: f32) -> Result<Map> {
@@ -218,12 +218,7 @@ mod cuda {
     impl Operator for Sum {
         const NAME: &'static str = "add";
 
-        fn backward(
-            self,
-            dys: Tensor,
-            of_maps: &[bool],
-            _: &[bool],
-        ) -> Result<(Vec<Option<Tensor>>, Vec<Option<Tensor>>)> {
+        fn backward(self, dys: Tensor, of_maps: &[bool], _: &[bool]) -> Result<Gradients> {
             let second = if of_maps[1] {
                 let scaled = uninitialised(dys.shape(), dys.dtype(), dys.device())?;
                 let args = [pointer(&dys)?, pointer(&scaled)?, self.0.into()];

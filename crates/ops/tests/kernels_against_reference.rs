@@ -2,7 +2,7 @@
 
 mod cases;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use cases::{Case, evaluate};
 use zoo_ops::dispatch::{InstructionSet, instruction_set};
 use zoo_ops::{set_strict_f32, with_reference};
@@ -41,8 +41,9 @@ fn compare(
     // So do three products of bf16 for one of f32.
     let tiles = instruction_set() == InstructionSet::Amx && case.name.starts_with("conv2d");
     let bound = if (winograd || tiles) && !strict { bound.max(1e-4) } else { bound };
-    let (output, gradients) = evaluate(case, dtype, DType::F32)?;
-    let (expected, expected_gradients) = with_reference(|| evaluate(case, DType::F64, DType::F64))?;
+    let (output, gradients) = evaluate(case, &Device::Cpu, dtype, DType::F32)?;
+    let (expected, expected_gradients) =
+        with_reference(|| evaluate(case, &Device::Cpu, DType::F64, DType::F64))?;
     let mut failures = Vec::new();
     let mut check = |what: String, found: &Tensor, expected: &Tensor| -> Result<()> {
         let error = error(found, expected)?;
@@ -99,4 +100,45 @@ fn lower_instruction_sets_equal_the_reference() {
         let output = output.expect("the program of a test runs again");
         assert!(output.status.success(), "{set}: {}", String::from_utf8_lossy(&output.stdout));
     }
+}
+
+/// On the GPU that `ZOO_TEST_GPU` numbers: the reference is computed on the CPU.
+#[cfg(feature = "cuda")]
+#[test]
+fn gpu_equals_the_reference() -> Result<()> {
+    let Some(number) = std::env::var("ZOO_TEST_GPU").ok().and_then(|number| number.parse().ok()) else {
+        return Ok(());
+    };
+    let gpu = zoo_ops::cuda::open(number)?;
+    let mut failures = Vec::new();
+    // cuDNN may round the factors of f32 to TF32's 10 bits unless it must not.
+    for (dtype, strict, bound) in
+        [(DType::F32, true, 1e-5), (DType::F32, false, 2e-3), (DType::BF16, false, 1.5e-2)]
+    {
+        set_strict_f32(strict);
+        for case in cases::all() {
+            let rough = ["Relu6", "HardSwish", "HardSigmoid", "[3, 1, 2, 3]"].iter();
+            let bound =
+                if rough.clone().any(|part| case.name.contains(part)) { f64::max(bound, 0.1) } else { bound };
+            let found = evaluate(&case, &gpu, dtype, DType::F32);
+            let (expected, of_reference) =
+                with_reference(|| evaluate(&case, &Device::Cpu, DType::F64, DType::F64))?;
+            let (output, gradients) = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    failures.push(format!("{} {dtype:?}: {error}", case.name));
+                    continue;
+                }
+            };
+            let pairs = std::iter::once((&output, &expected)).chain(gradients.iter().zip(&of_reference));
+            for (i, (found, expected)) in pairs.enumerate() {
+                let error = l2_error(found, expected)?;
+                if error.is_nan() || error > bound {
+                    failures.push(format!("{} {dtype:?}: tensor {i} off by {error:.1e}", case.name));
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 mod cases;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use cases::{Case, all, draw, evaluate, probe};
 use zoo_ops::with_reference;
 
@@ -14,7 +14,7 @@ fn objective(case: &Case, inputs: &[Tensor]) -> Result<f64> {
 
 /// Checks up to eight elements of each gradient, spread over the tensor.
 fn check(case: &Case) -> Result<Vec<String>> {
-    let (_, gradients) = evaluate(case, DType::F64, DType::F64)?;
+    let (_, gradients) = evaluate(case, &Device::Cpu, DType::F64, DType::F64)?;
     let mut inputs = Vec::new();
     for (i, shape) in case.shapes.iter().enumerate() {
         let coarse = if i == 0 || case.shapes[0] == *shape { DType::BF16 } else { DType::F32 };

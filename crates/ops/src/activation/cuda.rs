@@ -1,7 +1,7 @@
 //! Activations on a GPU.
 
 use super::Activation;
-use crate::cuda::{Map, Operator, code, launch, pointer, record, uninitialised};
+use crate::cuda::{Gradients, Map, Operator, code, launch, pointer, record, uninitialised};
 use candle_core::{Result, Tensor};
 
 pub(super) fn activation(xs: &Map, activation: Activation) -> Result<Map> {
@@ -21,12 +21,7 @@ struct Op {
 impl Operator for Op {
     const NAME: &'static str = "activation";
 
-    fn backward(
-        self,
-        dys: Tensor,
-        _: &[bool],
-        _: &[bool],
-    ) -> Result<(Vec<Option<Tensor>>, Vec<Option<Tensor>>)> {
+    fn backward(self, dys: Tensor, _: &[bool], _: &[bool]) -> Result<Gradients> {
         let dxs = uninitialised(dys.shape(), dys.dtype(), dys.device())?;
         let [code, slope] = code(self.activation);
         let args = [pointer(&self.xs)?, pointer(&dys)?, pointer(&dxs)?, code, slope];

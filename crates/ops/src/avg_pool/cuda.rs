@@ -1,7 +1,7 @@
 //! Average pooling on a GPU.
 
 use super::Span;
-use crate::cuda::{Arg, Map, Operator, launch, pointer, record, uninitialised};
+use crate::cuda::{Arg, Gradients, Map, Operator, launch, pointer, record, uninitialised};
 use candle_core::{Result, Tensor};
 
 pub(super) fn avg_pool(xs: &Map, rows: &[Span], columns: &[Span]) -> Result<Map> {
@@ -38,12 +38,7 @@ impl Op {
 impl Operator for Op {
     const NAME: &'static str = "avg_pool2d";
 
-    fn backward(
-        self,
-        dys: Tensor,
-        _: &[bool],
-        _: &[bool],
-    ) -> Result<(Vec<Option<Tensor>>, Vec<Option<Tensor>>)> {
+    fn backward(self, dys: Tensor, _: &[bool], _: &[bool]) -> Result<Gradients> {
         let dxs = uninitialised(self.dims, dys.dtype(), dys.device())?;
         launch(dys.device(), "avg_pool_gradient", dys.dtype(), dxs.elem_count(), &self.args(&dys, &dxs)?)?;
         Ok((vec![Some(dxs)], Vec::new()))

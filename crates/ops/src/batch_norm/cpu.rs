@@ -203,6 +203,9 @@ fn of_all_ranks(ranks: &dyn Communicator, own: &Statistics) -> Result<Statistics
     Ok(Statistics { count, mean, var })
 }
 
+/// dx, and the gradients of γ and β.
+type NormGradients<T> = (Buffer<T>, Vec<Option<Vec<f32>>>);
+
 /// dx, and the gradients of γ and β, given the gradient of the normalised value as
 /// `dy · f'(y)`.
 fn gradients<T: Element, F: Function>(
@@ -213,7 +216,7 @@ fn gradients<T: Element, F: Function>(
     op: &Op,
     statistics: &Statistics,
     factors: &Factors,
-) -> Result<(Buffer<T>, Vec<Option<Vec<f32>>>)> {
+) -> Result<NormGradients<T>> {
     let c = statistics.mean.len();
     let partial = map(x.len().div_ceil(ROWS * c), |i| {
         let at = i * ROWS * c..x.len().min((i + 1) * ROWS * c);

@@ -3,7 +3,8 @@
 use super::BatchNorm;
 use crate::activation::Activation;
 use crate::cuda::{
-    Map, Operator, code, launch, launch_common, parts, pointer, pointer_or_null, record, uninitialised,
+    Gradients, Map, Operator, code, launch, launch_common, parts, pointer, pointer_or_null, record,
+    uninitialised,
 };
 use candle_core::{DType, Result, Tensor};
 
@@ -106,12 +107,7 @@ struct Op {
 impl Operator for Op {
     const NAME: &'static str = "batch_norm";
 
-    fn backward(
-        self,
-        dys: Tensor,
-        of_maps: &[bool],
-        _: &[bool],
-    ) -> Result<(Vec<Option<Tensor>>, Vec<Option<Tensor>>)> {
+    fn backward(self, dys: Tensor, of_maps: &[bool], _: &[bool]) -> Result<Gradients> {
         let (device, dtype, c) = (self.xs.device(), self.xs.dtype(), self.mean.elem_count());
         let vector = || uninitialised(c, DType::F32, device);
         let rows = self.xs.elem_count() / c;

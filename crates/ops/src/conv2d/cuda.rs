@@ -1,7 +1,7 @@
 //! Convolution on a GPU: cuDNN, on weights whose channels are put side by side.
 
 use super::Geometry;
-use crate::cuda::{Map, Operator, column_sums, launch, pointer, record, uninitialised};
+use crate::cuda::{Gradients, Map, Operator, column_sums, launch, pointer, record, uninitialised};
 use candle_core::{DType, Result, Tensor};
 
 pub(super) fn conv2d(xs: &Map, weight: &Tensor, bias: Option<&Tensor>, g: Geometry) -> Result<Map> {
@@ -39,12 +39,7 @@ struct Conv2d {
 impl Operator for Conv2d {
     const NAME: &'static str = "conv2d";
 
-    fn backward(
-        self,
-        dys: Tensor,
-        of_maps: &[bool],
-        of_params: &[bool],
-    ) -> Result<(Vec<Option<Tensor>>, Vec<Option<Tensor>>)> {
+    fn backward(self, dys: Tensor, of_maps: &[bool], of_params: &[bool]) -> Result<Gradients> {
         let Self { g, xs, packed } = self;
         let (device, dtype) = (dys.device().clone(), dys.dtype());
         let dw = if of_params[0] {

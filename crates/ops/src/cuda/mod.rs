@@ -5,7 +5,7 @@
 //!
 //! In tests this runs on the CPU, too: the kernels are compiled as C (see `source`), and only cuDNN is missing.
 
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", not(test)))]
 pub(crate) mod cudnn;
 #[cfg(feature = "cuda")]
 mod device;
@@ -18,7 +18,7 @@ mod tests;
 
 #[cfg(feature = "cuda")]
 pub use device::{open, total_memory};
-pub(crate) use graph::{Map, Operator, record};
+pub(crate) use graph::{Gradients, Map, Operator, record};
 #[cfg(feature = "nccl")]
 pub use nccl::{Nccl, NcclId};
 

@@ -47,8 +47,8 @@ fn compare(case: &Case, dtype: DType, bound: f64) -> Result<Vec<String>> {
     let rough =
         ["Relu6", "HardSwish", "HardSigmoid", "[3, 1, 2, 3]"].iter().any(|part| case.name.contains(part));
     let bound = if dtype == DType::BF16 && rough { 0.1 } else { bound };
-    let (output, gradients) = with_gpu_on_cpu(|| evaluate(case, dtype, DType::F32))?;
-    let (expected, of_reference) = with_reference(|| evaluate(case, DType::F64, DType::F64))?;
+    let (output, gradients) = with_gpu_on_cpu(|| evaluate(case, &Device::Cpu, dtype, DType::F32))?;
+    let (expected, of_reference) = with_reference(|| evaluate(case, &Device::Cpu, DType::F64, DType::F64))?;
     let pairs = std::iter::once((&output, &expected)).chain(gradients.iter().zip(&of_reference));
     let mut failures = Vec::new();
     for (i, (found, expected)) in pairs.enumerate() {

@@ -1,7 +1,7 @@
 //! Max pooling on a GPU; each output remembers the tap that won.
 
 use crate::Window2d;
-use crate::cuda::{Arg, Map, Operator, launch, pointer, record, uninitialised};
+use crate::cuda::{Arg, Gradients, Map, Operator, launch, pointer, record, uninitialised};
 use candle_core::{DType, Result, Tensor};
 
 pub(super) fn max_pool2d(xs: &Map, window: &Window2d, out: (usize, usize)) -> Result<Map> {
@@ -33,12 +33,7 @@ struct Op {
 impl Operator for Op {
     const NAME: &'static str = "max_pool2d";
 
-    fn backward(
-        self,
-        dys: Tensor,
-        _: &[bool],
-        _: &[bool],
-    ) -> Result<(Vec<Option<Tensor>>, Vec<Option<Tensor>>)> {
+    fn backward(self, dys: Tensor, _: &[bool], _: &[bool]) -> Result<Gradients> {
         let dxs = uninitialised(self.dims, dys.dtype(), dys.device())?;
         let mut args = vec![pointer(&dys)?, pointer(&self.winners)?, pointer(&dxs)?];
         args.extend(&self.sizes);

@@ -2,8 +2,18 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand_distr::{Distribution, StandardNormal};
+use std::cell::RefCell;
 use zoo_ops::rng::Noise;
 use zoo_ops::{Activation, BatchNorm, Conv2dConfig, FeatureMap, LocalResponseNorm, Targets, Window2d};
+
+thread_local! {
+    static DEVICE: RefCell<Device> = const { RefCell::new(Device::Cpu) };
+}
+
+/// Where the cases of this thread run.
+fn device() -> Device {
+    DEVICE.with_borrow(Device::clone)
+}
 
 type Run = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
 
@@ -24,7 +34,7 @@ pub(crate) fn draw(name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> 
     let mut rng = zoo_ops::rng::stream(1, name, 0);
     let n: usize = shape.iter().product();
     let values: Vec<f32> = (0..n).map(|_| StandardNormal.sample(&mut rng)).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
+    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(&device())
 }
 
 fn map(xs: &Tensor) -> Result<FeatureMap> {
@@ -288,7 +298,7 @@ fn others(cases: &mut Vec<Case>) {
     for (smoothing, weighted) in [(0.0, false), (0.1, false), (0.0, true), (0.2, true)] {
         cases.push(case(format!("cross_entropy {smoothing} weighted {weighted}"), &[&[5, 7]], move |t| {
             let labels = Targets::Classes(Tensor::new(&[3u32, 0, 6, 3, 1], &Device::Cpu)?);
-            let weights = Tensor::arange(1f32, 8.0, &Device::Cpu)?;
+            let weights = Tensor::arange(1f32, 8.0, &device())?;
             let logits =
                 t[0].to_dtype(if t[0].dtype() == DType::BF16 { DType::F32 } else { t[0].dtype() })?;
             zoo_ops::cross_entropy(&logits, &labels, smoothing, weighted.then_some(&weights))
@@ -298,7 +308,7 @@ fn others(cases: &mut Vec<Case>) {
             &[&[5, 7]],
             move |t| {
                 let soft = candle_nn::ops::softmax(&draw("soft targets", &[5, 7], DType::F32)?, 1)?;
-                let weights = Tensor::arange(1f32, 8.0, &Device::Cpu)?;
+                let weights = Tensor::arange(1f32, 8.0, &device())?;
                 let logits =
                     t[0].to_dtype(if t[0].dtype() == DType::BF16 { DType::F32 } else { t[0].dtype() })?;
                 zoo_ops::cross_entropy(&logits, &Targets::Soft(soft), smoothing, weighted.then_some(&weights))
@@ -320,8 +330,14 @@ pub(crate) fn all() -> Vec<Case> {
 }
 
 /// The output of a case and the gradients of Σ output · probe with respect to each input, for inputs of which
-/// the first has `images` as its dtype and the others `params`.
-pub(crate) fn evaluate(case: &Case, images: DType, params: DType) -> Result<(Tensor, Vec<Tensor>)> {
+/// the first has `images` as its dtype and the others `params`. It runs on a device, and what it gives is on the CPU.
+pub(crate) fn evaluate(
+    case: &Case,
+    on: &Device,
+    images: DType,
+    params: DType,
+) -> Result<(Tensor, Vec<Tensor>)> {
+    DEVICE.set(on.clone());
     let mut vars = Vec::new();
     for (i, shape) in case.shapes.iter().enumerate() {
         let dtype = if i == 0 { images } else { params };
@@ -336,12 +352,15 @@ pub(crate) fn evaluate(case: &Case, images: DType, params: DType) -> Result<(Ten
     let loss = probe(&output)?;
     let gradients = loss.backward()?;
     let gradient = |v: &Var| match gradients.get(v) {
-        Some(g) => g.to_dtype(DType::F64),
+        Some(g) => g.to_device(&Device::Cpu)?.to_dtype(DType::F64),
         // Candle gives none where a batch is empty.
         None if case.shapes[0][0] == 0 => Tensor::zeros(v.shape(), DType::F64, &Device::Cpu),
         None => candle_core::bail!("no gradient"),
     };
-    Ok((output.to_dtype(DType::F64)?, vars.iter().map(gradient).collect::<Result<_>>()?))
+    Ok((
+        output.to_device(&Device::Cpu)?.to_dtype(DType::F64)?,
+        vars.iter().map(gradient).collect::<Result<_>>()?,
+    ))
 }
 
 /// Σ output · probe in at least f32.
