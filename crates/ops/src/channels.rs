@@ -1,6 +1,9 @@
 //! Operators that move feature maps around: sums, concatenation, shuffles, flattening. Candle's own
 //! operations are right for these and serve as the reference.
 
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
+
 use crate::FeatureMap;
 use crate::element::Element;
 use crate::feature_map::View;
@@ -62,6 +65,19 @@ pub fn concat(maps: &[&FeatureMap]) -> Result<FeatureMap> {
         }
         channels += c2;
     }
+    #[cfg(any(test, feature = "cuda"))]
+    if let Some(gpus) = maps.iter().map(|map| map.gpu()).collect::<Result<Option<Vec<_>>>>()?
+        && gpus.iter().all(|map| map.values().dtype() == gpus[0].values().dtype())
+    {
+        let mut at = 0;
+        let stretch = |(i, map): (usize, &crate::cuda::Map)| {
+            let len = map.dims().3;
+            at += len;
+            cuda::Move::stretch(i, 0, at - len, len)
+        };
+        let moves = gpus.iter().enumerate().map(stretch).collect();
+        return Ok(FeatureMap::on_gpu(cuda::moved(&gpus.iter().collect::<Vec<_>>(), channels, moves)?));
+    }
     let (mut stored, mut slots, mut traced) = (Vec::new(), Vec::new(), Vec::new());
     for map in maps {
         match map.view()? {
@@ -100,6 +116,11 @@ pub fn split(xs: &FeatureMap, channels: &[usize]) -> Result<Vec<FeatureMap>> {
         .map(|&len| {
             let first = start;
             start += len;
+            #[cfg(any(test, feature = "cuda"))]
+            if let Some(xs) = xs.gpu()? {
+                let moves = vec![cuda::Move::stretch(0, first, 0, len)];
+                return Ok(FeatureMap::on_gpu(cuda::moved(&[&xs], len, moves)?));
+            }
             match xs.view()? {
                 View::Reference(xs) => Ok(FeatureMap::stored(xs.narrow(3, first, len)?.contiguous()?)),
                 View::Cpu(xs) => Ok(FeatureMap::slot(Stretches::part(c, first, len).of(&[&xs])?)),
@@ -115,6 +136,11 @@ pub fn split(xs: &FeatureMap, channels: &[usize]) -> Result<Vec<FeatureMap>> {
 /// If the device is out of memory.
 pub fn pad_channels(xs: &FeatureMap, before: usize, after: usize) -> Result<FeatureMap> {
     let (n, h, w, c) = xs.dims();
+    #[cfg(any(test, feature = "cuda"))]
+    if let Some(xs) = xs.gpu()? {
+        let moves = vec![cuda::Move::stretch(0, 0, before, c)];
+        return Ok(FeatureMap::on_gpu(cuda::moved(&[&xs], before + c + after, moves)?));
+    }
     match xs.view()? {
         View::Reference(xs) => Ok(FeatureMap::stored(xs.pad_with_zeros(3, before, after)?.contiguous()?)),
         View::Cpu(xs) => Ok(FeatureMap::slot(Stretches::padded(c, before, after).of(&[&xs])?)),
@@ -133,6 +159,15 @@ pub fn channel_shuffle(xs: &FeatureMap, groups: usize) -> Result<FeatureMap> {
     let (n, h, w, c) = xs.dims();
     if groups == 0 || c % groups != 0 {
         bail!("channel_shuffle: {groups} groups do not divide {c} channels");
+    }
+    #[cfg(any(test, feature = "cuda"))]
+    if let Some(xs) = xs.gpu()? {
+        let len = c / groups;
+        let of_group = |group| {
+            let to = cuda::Channels { first: group, step: groups };
+            cuda::Move { map: 0, from: cuda::Channels { first: group * len, step: 1 }, to, len }
+        };
+        return Ok(FeatureMap::on_gpu(cuda::moved(&[&xs], c, (0..groups).map(of_group).collect())?));
     }
     match xs.view()? {
         View::Cpu(xs) => {
@@ -161,9 +196,12 @@ pub fn interleave(a: &FeatureMap, b: &FeatureMap, parts: usize) -> Result<Vec<Fe
     if parts == 0 || c % parts != 0 {
         bail!("interleave: maps of {c} channels are not cut into {parts}");
     }
-    let (View::Cpu(a), View::Cpu(b)) = (a.view()?, b.view()?) else {
-        return split(&channel_shuffle(&concat(&[a, b])?, 2)?, &vec![2 * c / parts; parts]);
-    };
+    let composed = || split(&channel_shuffle(&concat(&[a, b])?, 2)?, &vec![2 * c / parts; parts]);
+    #[cfg(any(test, feature = "cuda"))]
+    if a.gpu()?.is_some() {
+        return composed();
+    }
+    let (View::Cpu(a), View::Cpu(b)) = (a.view()?, b.view()?) else { return composed() };
     let part = |i| {
         let interleaved = Interleaved { channels: c, first: c / parts * i, len: c / parts };
         Ok(FeatureMap::slot(interleaved.apply(&[&a, &b], &[], (n, h, w, 2 * c / parts))?))
@@ -179,8 +217,9 @@ pub fn flatten(xs: &FeatureMap) -> Result<FeatureMap> {
     let (n, h, w, c) = xs.dims();
     let dims = (n, 1, 1, c * h * w);
     #[cfg(any(test, feature = "cuda"))]
-    if let (true, Some(xs)) = (c == 1 || h * w == 1, xs.gpu()?) {
-        return Ok(FeatureMap::on_gpu(xs.reshape(dims)?));
+    if let Some(xs) = xs.gpu()? {
+        let flat = if c == 1 || h * w == 1 { xs.reshape(dims)? } else { cuda::transposed(&xs, dims)? };
+        return Ok(FeatureMap::on_gpu(flat));
     }
     match xs.view()? {
         View::Reference(xs) => Ok(FeatureMap::stored(xs.permute((0, 3, 1, 2))?.contiguous()?.reshape(dims)?)),
@@ -193,41 +232,6 @@ pub fn flatten(xs: &FeatureMap) -> Result<FeatureMap> {
             let window = crate::Window2d { kernel: (h, w), ..crate::Window2d::square(1, 1) };
             let step = Step { window: Some(window), ..Step::new("flatten") };
             Ok(FeatureMap::traced_step(t, (n, 1, 1, c * h * w), step))
-        }
-    }
-}
-
-#[cfg(any(test, feature = "cuda"))]
-mod cuda {
-    //! Sums on a GPU.
-
-    use crate::cuda::{Gradients, Map, Operator, launch, pointer, record, uninitialised};
-    use candle_core::{Result, Tensor};
-
-    pub(super) fn add_scaled(a: &Map, b: &Map, factor: f32) -> Result<Map> {
-        let (device, dtype) = (a.values().device(), a.values().dtype());
-        let ys = uninitialised(a.dims(), dtype, device)?;
-        let args = [pointer(a.values())?, pointer(b.values())?, pointer(&ys)?, factor.into()];
-        launch(device, "scaled_sum", dtype, ys.elem_count(), &args)?;
-        record(&[a, b], &[], ys, || Sum(factor))
-    }
-
-    /// The factor of the second map.
-    struct Sum(f32);
-
-    impl Operator for Sum {
-        const NAME: &'static str = "add";
-
-        fn backward(self, dys: Tensor, of_maps: &[bool], _: &[bool]) -> Result<Gradients> {
-            let second = if of_maps[1] {
-                let scaled = uninitialised(dys.shape(), dys.dtype(), dys.device())?;
-                let args = [pointer(&dys)?, pointer(&scaled)?, self.0.into()];
-                launch(dys.device(), "scaled", dys.dtype(), scaled.elem_count(), &args)?;
-                Some(scaled)
-            } else {
-                None
-            };
-            Ok((vec![of_maps[0].then_some(dys), second], Vec::new()))
         }
     }
 }

@@ -1,11 +1,18 @@
-//! Convolution on a GPU: cuDNN, on weights whose channels are put side by side.
+//! Convolution on a GPU: cuDNN, on weights whose channels are put side by side; kernels of its own where each channel
+//! is alone.
 
 use super::Geometry;
-use crate::cuda::{Gradients, Map, Operator, column_sums, launch, pointer, record, uninitialised};
+use crate::Window2d;
+use crate::cuda::{
+    Arg, Gradients, Map, Operator, column_sums, launch, launch_common, parts, pointer, record, uninitialised,
+};
 use candle_core::{DType, Result, Tensor};
 
 pub(super) fn conv2d(xs: &Map, weight: &Tensor, bias: Option<&Tensor>, g: Geometry) -> Result<Map> {
     let (device, dtype) = (xs.values().device(), xs.values().dtype());
+    if g.groups == g.c_in && g.c_out == g.c_in && bias.is_none() {
+        return depthwise(xs, weight, g);
+    }
     let packed = pack(weight, &g, dtype)?;
     let (h, w) = g.out;
     let ys = uninitialised((g.n, h, w, g.c_out), dtype, device)?;
@@ -62,6 +69,73 @@ impl Operator for Conv2d {
             None
         };
         Ok((vec![dx], std::iter::once(Ok(dw)).chain(db).collect::<Result<_>>()?))
+    }
+}
+
+/// A channel's convolution needs nothing of its neighbours, and little arithmetic.
+fn depthwise(xs: &Map, weight: &Tensor, g: Geometry) -> Result<Map> {
+    let (device, dtype) = (xs.values().device(), xs.values().dtype());
+    let plain = weight.detach().to_dtype(DType::F32)?.contiguous()?;
+    let packed = uninitialised((g.taps(), g.c_in), dtype, device)?;
+    let args = [pointer(&plain)?, pointer(&packed)?, g.c_in.into(), g.taps().into()];
+    launch(device, "pack_depthwise", dtype, packed.elem_count(), &args)?;
+    let (h, w) = g.out;
+    let ys = uninitialised((g.n, h, w, g.c_out), dtype, device)?;
+    let mut args = vec![pointer(xs.values())?, pointer(&packed)?, pointer(&ys)?];
+    args.extend(sizes(&g));
+    launch(device, "depthwise", dtype, ys.elem_count(), &args)?;
+    let xs_values = xs.values().clone();
+    record(&[xs], &[weight], ys, || Depthwise { g, xs: xs_values, packed })
+}
+
+/// Input, channels, output and window, as the kernels take them.
+fn sizes(g: &Geometry) -> Vec<Arg> {
+    let map = [g.size.0, g.size.1, g.c_in, g.out.0, g.out.1];
+    let Window2d { kernel, stride, padding, dilation, .. } = g.window;
+    let of_window =
+        [kernel, stride, padding, dilation].map(|(a, b)| [Arg::Int(a as i32), Arg::Int(b as i32)]);
+    map.into_iter().map(Arg::from).chain(of_window.into_iter().flatten()).collect()
+}
+
+struct Depthwise {
+    g: Geometry,
+    xs: Tensor,
+    packed: Tensor,
+}
+
+impl Operator for Depthwise {
+    const NAME: &'static str = "depthwise";
+
+    fn backward(self, dys: Tensor, of_maps: &[bool], of_params: &[bool]) -> Result<Gradients> {
+        let Self { g, xs, packed } = self;
+        let (device, dtype, (taps, c)) = (dys.device(), dys.dtype(), (g.taps(), g.c_in));
+        let dw = if of_params[0] {
+            let rows = g.n * g.out.0;
+            let (per, count) = parts(rows, taps * c);
+            let partial = uninitialised((count, taps * c), DType::F32, device)?;
+            let mut args = vec![pointer(&xs)?, pointer(&dys)?, pointer(&partial)?, rows.into(), per.into()];
+            args.extend(sizes(&g));
+            launch(device, "depthwise_weight", dtype, count * taps * c, &args)?;
+            let sums = uninitialised(taps * c, DType::F32, device)?;
+            let args = [pointer(&partial)?, pointer(&sums)?, count.into(), (taps * c).into()];
+            launch_common(device, "sum_parts", taps * c, &args)?;
+            let dw = uninitialised(taps * c, DType::F32, device)?;
+            let args = [pointer(&sums)?, pointer(&dw)?, taps.into(), c.into()];
+            launch(device, "transpose", DType::F32, taps * c, &args)?;
+            Some(dw)
+        } else {
+            None
+        };
+        let dx = if of_maps[0] {
+            let dxs = uninitialised(xs.shape(), dtype, device)?;
+            let mut args = vec![pointer(&dys)?, pointer(&packed)?, pointer(&dxs)?];
+            args.extend(sizes(&g));
+            launch(device, "depthwise_input", dtype, dxs.elem_count(), &args)?;
+            Some(dxs)
+        } else {
+            None
+        };
+        Ok((vec![dx], vec![dw]))
     }
 }
 

@@ -31,6 +31,12 @@ KERNEL NAME(pack_weight)(const float *weight, E *packed, long long c_in, long lo
   packed[i] = STORE(weight[(o * c_in + ci) * taps + tap]);
 }
 
+// Weights [c, taps] in f32 as [taps, c].
+KERNEL NAME(pack_depthwise)(const float *weight, E *packed, long long c, long long taps, long long n) {
+  long long i = INDEX;
+  if (i < n) packed[i] = STORE(weight[i % c * taps + i / c]);
+}
+
 // The gradient of packed weights as that of the weights.
 KERNEL NAME(unpack_weight)(const E *packed, float *weight, long long c_in, long long taps, long long n) {
   long long i = INDEX;
@@ -177,6 +183,83 @@ KERNEL NAME(max_pool_gradient)(const E *dys, const int *winners, E *dxs, long lo
     }
   }
   dxs[i] = STORE(sum);
+}
+
+// `len` channels of each pixel of [n / len, c_x] to those of [n / len, c_y], from the first ones on in steps.
+KERNEL NAME(copy_channels)(const E *xs, E *ys, long long c_x, long long first_x, long long step_x, long long c_y,
+                           long long first_y, long long step_y, long long len, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long pixel = i / len, k = i % len;
+  ys[pixel * c_y + first_y + k * step_y] = xs[pixel * c_x + first_x + k * step_x];
+}
+
+// Each [rows, columns] as [columns, rows].
+KERNEL NAME(transpose)(const E *xs, E *ys, long long rows, long long columns, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long row = i % rows, column = i / rows % columns, block = i / (rows * columns);
+  ys[i] = xs[(block * rows + row) * columns + column];
+}
+
+// A convolution of each channel on its own, with weights [taps, c].
+KERNEL NAME(depthwise)(const E *xs, const E *weight, E *ys, long long h, long long w, long long c, long long ho,
+                       long long wo, int kh, int kw, int sh, int sw, int ph, int pw, int dh, int dw, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ch = i % c, x = i / c % wo, y = i / (c * wo) % ho, image = i / (c * wo * ho);
+  float sum = 0.0f;
+  for (int ky = 0; ky < kh; ky++) {
+    long long row = y * sh + (long long)ky * dh - ph;
+    if (row < 0 || row >= h) continue;
+    for (int kx = 0; kx < kw; kx++) {
+      long long column = x * sw + (long long)kx * dw - pw;
+      if (column < 0 || column >= w) continue;
+      sum += LOAD(xs[((image * h + row) * w + column) * c + ch]) * LOAD(weight[(ky * kw + kx) * c + ch]);
+    }
+  }
+  ys[i] = STORE(sum);
+}
+
+KERNEL NAME(depthwise_input)(const E *dys, const E *weight, E *dxs, long long h, long long w, long long c, long long ho,
+                             long long wo, int kh, int kw, int sh, int sw, int ph, int pw, int dh, int dw,
+                             long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ch = i % c, column = i / c % w, row = i / (c * w) % h, image = i / (c * w * h);
+  float sum = 0.0f;
+  for (int ky = 0; ky < kh; ky++) {
+    long long top = row + ph - (long long)ky * dh;
+    if (top < 0 || top % sh != 0 || top / sh >= ho) continue;
+    for (int kx = 0; kx < kw; kx++) {
+      long long left = column + pw - (long long)kx * dw;
+      if (left < 0 || left % sw != 0 || left / sw >= wo) continue;
+      long long at = ((image * ho + top / sh) * wo + left / sw) * c + ch;
+      sum += LOAD(dys[at]) * LOAD(weight[(ky * kw + kx) * c + ch]);
+    }
+  }
+  dxs[i] = STORE(sum);
+}
+
+// Of each weight the gradient over every `per` rows of outputs: [parts, taps, c].
+KERNEL NAME(depthwise_weight)(const E *xs, const E *dys, float *parts, long long rows, long long per, long long h,
+                              long long w, long long c, long long ho, long long wo, int kh, int kw, int sh, int sw,
+                              int ph, int pw, int dh, int dw, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ch = i % c, tap = i / c % (kh * kw), first = i / (c * kh * kw) * per;
+  long long end = first + per < rows ? first + per : rows;
+  float sum = 0.0f;
+  for (long long line = first; line < end; line++) {
+    long long image = line / ho, row = line % ho * sh + tap / kw * dh - ph;
+    if (row < 0 || row >= h) continue;
+    for (long long x = 0; x < wo; x++) {
+      long long column = x * sw + tap % kw * dw - pw;
+      if (column < 0 || column >= w) continue;
+      sum += LOAD(dys[(line * wo + x) * c + ch]) * LOAD(xs[((image * h + row) * w + column) * c + ch]);
+    }
+  }
+  parts[i] = sum;
 }
 
 // Averages over spans of rows times spans of columns: start and end of each, rows first, and what to multiply by.
