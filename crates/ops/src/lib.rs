@@ -28,6 +28,7 @@ mod element;
 pub mod embedding;
 mod feature_map;
 pub mod gate;
+mod handle;
 mod huge_pages;
 mod inference;
 pub mod loss;

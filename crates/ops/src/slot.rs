@@ -1,21 +1,19 @@
 //! Feature maps of the CPU kernels, beside candle's graph.
 //!
-//! For each map candle's graph holds a *handle* of one element; the elements lie in a slot, and so does their
-//! gradient. Candle's backward visits an operator after all operators that use its result, so by then the
-//! slot holds the whole gradient: gradients are added up in place, where candle makes a tensor of zeros and
+//! For each map candle's graph holds a handle (see `handle`); the elements lie in a slot, and so does their gradient. When
+//! candle's backward comes to an operator, the slot of its result holds the whole gradient: gradients are added up in place, where candle makes a tensor of zeros and
 //! a sum for each use, and what an operator kept for its backward is freed as soon as it has been used.
 //! `loss.backward()` works as always; a second one through the same maps is an error, as in PyTorch.
 
 use crate::activation::Activation;
 use crate::element::{Element, Elements, by_element};
+use crate::handle::{enter, join, of_handle, untracked};
 use crate::parallel::chunks;
 use crate::pool::Buffer;
 use crate::scoped::scoped;
 use crate::simd::multiversion;
 use candle_core::backprop::GradStore;
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, TensorId, bail,
-};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, TensorId, bail};
 use half::bf16;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -103,7 +101,12 @@ impl Slot {
     /// A map that is computed when its elements are asked for.
     pub(crate) fn deferred(dims: Dims, dtype: DType, deferred: Box<dyn Deferred>) -> Result<Self> {
         let lazy = Lazy { dtype, values: OnceLock::new(), deferred: Mutex::new(Some(deferred)) };
-        Ok(Self { dims, handle: untracked()?, values: Arc::new(lazy), gradient: Gradient::default() })
+        Ok(Self {
+            dims,
+            handle: untracked(&Device::Cpu)?,
+            values: Arc::new(lazy),
+            gradient: Gradient::default(),
+        })
     }
 
     /// The elements.
@@ -127,7 +130,7 @@ impl Slot {
         match &*deferred {
             Some(deferred) => {
                 let values = Arc::new(deferred.run(Some(norm))?);
-                Ok(Some(Self::new(self.dims, untracked()?, values, Gradient::default())))
+                Ok(Some(Self::new(self.dims, untracked(&Device::Cpu)?, values, Gradient::default())))
             }
             None => Ok(None),
         }
@@ -135,7 +138,7 @@ impl Slot {
 
     /// A map that nothing is differentiated through.
     pub(crate) fn constant<T: Element>(dims: Dims, values: Buffer<T>) -> Result<Self> {
-        Ok(Self::new(dims, untracked()?, Arc::new(T::into_values(values)), Gradient::default()))
+        Ok(Self::new(dims, untracked(&Device::Cpu)?, Arc::new(T::into_values(values)), Gradient::default()))
     }
 
     pub(crate) fn dims(&self) -> Dims {
@@ -159,8 +162,11 @@ impl Slot {
         let values = Arc::new(by_element!(xs.dtype(), copy(xs))?);
         let gradient = Gradient::default();
         let handle = match xs.track_op() && !without_gradients() {
-            true => xs.apply_op1(Enter(gradient.clone()))?,
-            false => untracked()?,
+            true => enter(xs, {
+                let gradient = gradient.clone();
+                move |xs| leave(&gradient, xs)
+            })?,
+            false => untracked(&Device::Cpu)?,
         };
         Ok(Self::new(xs.dims4()?, handle, values, gradient))
     }
@@ -192,12 +198,13 @@ pub(crate) fn is_constant(maps: &[&Slot], params: &[&Tensor]) -> bool {
     !tracked || without_gradients()
 }
 
-fn untracked() -> Result<Tensor> {
-    Tensor::from_vec(vec![0f32], 1, &Device::Cpu)
-}
-
-fn handle_storage() -> (CpuStorage, Shape) {
-    (CpuStorage::F32(vec![0.0]), Shape::from(1))
+/// The gradient of a tensor that a slot is made of.
+fn leave(gradient: &Gradient, xs: &Tensor) -> Result<Tensor> {
+    match gradient.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(Values::F32(values)) => Tensor::from_slice(&values, xs.shape(), &Device::Cpu),
+        Some(Values::BF16(values)) => Tensor::from_slice(&values, xs.shape(), &Device::Cpu),
+        None => bail!("a second backward through the same feature maps: run forward again before it"),
+    }
 }
 
 /// Adds to a gradient that other operators may have added to before.
@@ -285,9 +292,9 @@ fn apply<T: Element>(
     let of_map: Vec<bool> = maps.iter().map(|map| map.handle.track_op()).collect();
     let of_param: Vec<bool> = params.iter().map(|param| param.track_op()).collect();
     if is_constant(maps, params) {
-        return Ok(Slot::new(dims, untracked()?, values, gradient));
+        return Ok(Slot::new(dims, untracked(&Device::Cpu)?, values, gradient));
     }
-    let keeps = kernel.keeps();
+    let (name, keeps) = (name_of(&kernel), kernel.keeps());
     let kept = maps.iter().filter(|_| keeps.inputs);
     let saved = Saved {
         maps: kept.map(|map| map.values().cloned()).collect::<Result<_>>()?,
@@ -303,17 +310,12 @@ fn apply<T: Element>(
         dtype: T::DTYPE,
     };
     let handles: Vec<&Tensor> = maps.iter().map(|map| &map.handle).collect();
-    let joined = match handles[..] {
-        [handle] => handle.clone(),
-        _ => Tensor::cat(&handles, 0)?,
-    };
-    let handle = match *params {
-        [] => joined.apply_op1(op)?,
-        [a] => joined.apply_op2(a, op)?,
-        [a, b] => joined.apply_op3(a, b, op)?,
-        _ => bail!("an operator of {} parameters", params.len()),
-    };
+    let handle = join(name, &handles, params, move |params| op.backward(params))?;
     Ok(Slot::new(dims, handle, values, gradient))
+}
+
+fn name_of<K: Kernel>(_: &K) -> &'static str {
+    K::NAME
 }
 
 struct Saved {
@@ -404,99 +406,6 @@ pub(crate) fn collect(param: &Tensor, gradient: Tensor) -> Result<Option<Tensor>
         }
         _ => Ok(Some(gradient)),
     })
-}
-
-/// The gradient of a handle, which nobody reads; candle wants one all the same.
-pub(crate) fn of_handle(handle: &Tensor) -> Result<Option<Tensor>> {
-    handle.track_op().then(|| handle.zeros_like()).transpose()
-}
-
-impl<K: Kernel> CustomOp1 for Op<K> {
-    fn name(&self) -> &'static str {
-        K::NAME
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(handle_storage())
-    }
-
-    fn bwd(&self, handle: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        self.backward(&[])?;
-        of_handle(handle)
-    }
-}
-
-impl<K: Kernel> CustomOp2 for Op<K> {
-    fn name(&self) -> &'static str {
-        K::NAME
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(handle_storage())
-    }
-
-    fn bwd(
-        &self,
-        handle: &Tensor,
-        a: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let mut of_params = self.backward(&[a])?.into_iter();
-        Ok((of_handle(handle)?, of_params.next().flatten()))
-    }
-}
-
-impl<K: Kernel> CustomOp3 for Op<K> {
-    fn name(&self) -> &'static str {
-        K::NAME
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Ok(handle_storage())
-    }
-
-    fn bwd(
-        &self,
-        handle: &Tensor,
-        a: &Tensor,
-        b: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let mut of_params = self.backward(&[a, b])?.into_iter();
-        Ok((of_handle(handle)?, of_params.next().flatten(), of_params.next().flatten()))
-    }
-}
-
-/// From candle's graph to a slot; holds the slot's gradient.
-struct Enter(Gradient);
-
-impl CustomOp1 for Enter {
-    fn name(&self) -> &'static str {
-        "enter"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(handle_storage())
-    }
-
-    fn bwd(&self, xs: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        let gradient = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match gradient {
-            Some(Values::F32(values)) => Tensor::from_slice(&values, xs.shape(), &Device::Cpu).map(Some),
-            Some(Values::BF16(values)) => Tensor::from_slice(&values, xs.shape(), &Device::Cpu).map(Some),
-            None => bail!("a second backward through the same feature maps: run forward again before it"),
-        }
-    }
 }
 
 /// From a slot to candle's graph.

@@ -2,10 +2,9 @@
 //! element, gradients are added up in place, and what an operator kept is freed when its backward has used it.
 
 use super::{launch, pointer};
-use crate::slot::{Dims, collect, of_handle, without_gradients};
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail,
-};
+use crate::handle::{enter, join, of_handle, untracked};
+use crate::slot::{Dims, collect, without_gradients};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail};
 use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(feature = "cuda")]
@@ -52,7 +51,7 @@ impl Map {
 
     /// A map that nothing is differentiated through.
     pub(crate) fn constant(values: Tensor) -> Result<Self> {
-        let handle = Tensor::zeros(1, DType::F32, values.device())?;
+        let handle = untracked(values.device())?;
         Ok(Self { dims: values.dims4()?, handle, values, gradient: Gradient::default() })
     }
 
@@ -62,7 +61,8 @@ impl Map {
         if !xs.track_op() || without_gradients() {
             return Ok(map);
         }
-        let handle = xs.apply_op1(Enter(map.gradient.clone()))?;
+        let gradient = map.gradient.clone();
+        let handle = enter(xs, move |xs| take(&gradient)?.reshape(xs.shape()))?;
         Ok(Self { handle, ..map })
     }
 
@@ -101,16 +101,7 @@ pub(crate) fn record<O: Operator>(
         of_params: params.iter().map(|param| param.track_op()).collect(),
     };
     let handles: Vec<&Tensor> = maps.iter().map(|map| &map.handle).collect();
-    let joined = match handles[..] {
-        [handle] => handle.clone(),
-        _ => Tensor::cat(&handles, 0)?,
-    };
-    let handle = match *params {
-        [] => joined.apply_op1(node)?,
-        [a] => joined.apply_op2(a, node)?,
-        [a, b] => joined.apply_op3(a, b, node)?,
-        _ => bail!("an operator of {} parameters", params.len()),
-    };
+    let handle = join(O::NAME, &handles, params, move |params| node.backward(params))?;
     Ok(Map { handle, ..map })
 }
 
@@ -161,133 +152,6 @@ impl<O: Operator> Node<O> {
             _ => Ok(None),
         };
         of_params.into_iter().zip(params).zip(&self.of_params).map(of_param).collect()
-    }
-}
-
-fn handle_on_cpu() -> Result<(CpuStorage, Shape)> {
-    Ok((CpuStorage::F32(vec![0.0]), Shape::from(1)))
-}
-
-#[cfg(feature = "cuda")]
-fn handle_on_gpu(storage: &CudaStorage) -> Result<(CudaStorage, Shape)> {
-    let device = storage.device();
-    Ok((CudaStorage::wrap_cuda_slice(device.alloc_zeros::<f32>(1)?, device.clone()), Shape::from(1)))
-}
-
-impl<O: Operator> CustomOp1 for Node<O> {
-    fn name(&self) -> &'static str {
-        O::NAME
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        handle_on_cpu()
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, handle: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        handle_on_gpu(handle)
-    }
-
-    fn bwd(&self, handle: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        self.backward(&[])?;
-        of_handle(handle)
-    }
-}
-
-impl<O: Operator> CustomOp2 for Node<O> {
-    fn name(&self) -> &'static str {
-        O::NAME
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        handle_on_cpu()
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        handle: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        handle_on_gpu(handle)
-    }
-
-    fn bwd(
-        &self,
-        handle: &Tensor,
-        a: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let mut of_params = self.backward(&[a])?.into_iter();
-        Ok((of_handle(handle)?, of_params.next().flatten()))
-    }
-}
-
-impl<O: Operator> CustomOp3 for Node<O> {
-    fn name(&self) -> &'static str {
-        O::NAME
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        handle_on_cpu()
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        handle: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        handle_on_gpu(handle)
-    }
-
-    fn bwd(
-        &self,
-        handle: &Tensor,
-        a: &Tensor,
-        b: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let mut of_params = self.backward(&[a, b])?.into_iter();
-        Ok((of_handle(handle)?, of_params.next().flatten(), of_params.next().flatten()))
-    }
-}
-
-/// From candle's graph to a map; holds the map's gradient.
-struct Enter(Gradient);
-
-impl CustomOp1 for Enter {
-    fn name(&self) -> &'static str {
-        "enter"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        handle_on_cpu()
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, xs: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        handle_on_gpu(xs)
-    }
-
-    fn bwd(&self, xs: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        take(&self.0)?.reshape(xs.shape()).map(Some)
     }
 }
 

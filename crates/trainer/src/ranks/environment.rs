@@ -22,7 +22,7 @@ pub struct Membership {
 
 impl Membership {
     /// As `torchrun` says it (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`), or Slurm's `srun`
-    /// (`SLURM_PROCID`, `SLURM_NTASKS`, `SLURM_LOCALID`, and of `SLURM_STEP_NODELIST` the first). `None` for a process
+    /// (`SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`, and of `SLURM_STEP_NODELIST` the first). `None` for a process
     /// that is alone.
     ///
     /// # Errors
@@ -128,12 +128,14 @@ mod tests {
     fn slurm() {
         let all = [
             ("SLURM_PROCID", "3"),
-            ("SLURM_NTASKS", "4"),
+            ("SLURM_STEP_NUM_TASKS", "4"),
             ("SLURM_LOCALID", "1"),
             ("SLURM_STEP_NODELIST", "gpu[03-05,9],login"),
         ];
         let expected = Membership { rank: 3, size: 4, local_rank: 1, host: "gpu03".into(), port: PORT };
         assert_eq!(read(&all).unwrap(), Some(expected));
+        let script = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_JOB_NODELIST", "gpu03")];
+        assert_eq!(read(&script).unwrap(), None);
     }
 
     #[test]
