@@ -18,7 +18,7 @@ pub(crate) struct Printer {
     /// Set when the reader of stdout has gone (`zoo list | head`): nobody is left to print for, but the work,
     /// a training run for instance, goes on.
     reader_gone: AtomicBool,
-    /// Which process of a run this is, where it is not the first: that one speaks for all, except for errors.
+    /// Which process of a run this is, where it is not the first: that one speaks for all, but for warnings and errors.
     rank: OnceLock<usize>,
 }
 
@@ -34,7 +34,7 @@ impl Printer {
         }
     }
 
-    /// Falls silent, except for errors, in all processes of a run but the first.
+    /// Falls silent, except for warnings and errors, in all processes of a run but the first.
     pub(crate) fn speak_as(&self, rank: usize) {
         if rank > 0 {
             let _ = self.rank.set(rank);
@@ -96,8 +96,9 @@ impl Printer {
 
     /// Something that may make the result other than expected.
     pub(crate) fn warning(&self, text: impl Display) {
-        if !self.is_silent() {
-            self.stderr(&format!("warning: {text}"));
+        match self.rank.get() {
+            Some(rank) => self.stderr(&format!("warning: rank {rank}: {text}")),
+            None => self.stderr(&format!("warning: {text}")),
         }
     }
 

@@ -141,6 +141,15 @@ impl Observer for Progress<'_> {
     }
 }
 
+/// What the other processes of a run say: only what is wrong with their share of the data.
+pub(crate) struct OtherRank<'p>(pub(crate) &'p Printer);
+
+impl Observer for OtherRank<'_> {
+    fn warning(&mut self, message: &str) {
+        self.0.warning(message);
+    }
+}
+
 /// What was resolved, a line for each side of the run.
 fn settings(run: &RunInfo<'_>, compute: &str) -> String {
     let c = run.config;

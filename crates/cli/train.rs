@@ -4,7 +4,7 @@ use crate::launch;
 use crate::number::{duration, thousands};
 use crate::options::{Common, non_zero};
 use crate::printer::Printer;
-use crate::progress::Progress;
+use crate::progress::{OtherRank, Progress};
 use crate::settings::Settings;
 use crate::signals::Signals;
 use crate::trained::downloading;
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     let mut progress = Progress::new(printer, compute);
     let outcome = match place.is_first() {
         true => trainer.run(signals.stop(), &mut progress),
-        false => trainer.run(signals.stop(), &mut ()),
+        false => trainer.run(signals.stop(), &mut OtherRank(printer)),
     };
     if outcome.is_ok() {
         place.ranks.leave();
@@ -95,8 +95,10 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
             if printer.is_json() {
                 printer.result(&summary, |_| String::new())?;
             }
+            let devices =
+                if args.devices > 1 { format!(" --devices {}", args.devices) } else { String::new() };
             printer.note(format!(
-                "interrupted after step {}; everything is saved. To go on: {} train --resume {}",
+                "interrupted after step {}; everything is saved. To go on: {} train --resume {}{devices}",
                 thousands(step),
                 program(),
                 shell_word(&summary.dir),

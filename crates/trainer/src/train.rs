@@ -311,7 +311,7 @@ impl Trainer {
     /// Says so after the first step if the model has no dropout although the settings ask for it.
     fn warn_of_idle_dropout(&self, observer: &mut dyn Observer) {
         let wanted = self.config.dropout.is_some_and(|p| p > 0.0);
-        if wanted && self.progress.step == 1 && self.noise.calls() == 0 {
+        if wanted && self.place.is_first() && self.progress.step == 1 && self.noise.calls() == 0 {
             observer.warning(&format!("{} has no dropout; the setting has no effect", self.config.model));
         }
     }
