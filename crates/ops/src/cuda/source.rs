@@ -60,6 +60,20 @@ pub(super) fn suffix(dtype: DType) -> Result<&'static str> {
     }
 }
 
+/// The types of a kernel's parameters, as its source has them; `*` for any address.
+#[cfg(test)]
+pub(super) fn parameters(kernel: &str) -> Vec<&'static str> {
+    let of_all = COMMON.split_once(&format!("KERNEL {kernel}("));
+    let (base, _) = kernel.rsplit_once('_').unwrap_or((kernel, ""));
+    let (_, behind) = of_all.or_else(|| ELEMENTS.split_once(&format!("KERNEL NAME({base})("))).unwrap();
+    let (list, _) = behind.split_once(')').unwrap();
+    let type_of = |parameter: &'static str| match parameter.trim().rsplit_once(' ').unwrap() {
+        (_, name) if name.starts_with('*') => "*",
+        (of, _) => of,
+    };
+    list.split(',').map(type_of).collect()
+}
+
 #[cfg(test)]
 #[expect(unsafe_code, reason = "calls C")]
 pub(super) mod on_cpu {

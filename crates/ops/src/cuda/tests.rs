@@ -22,10 +22,18 @@ pub(super) fn address(storage: &CpuStorage) -> Result<u64> {
     })
 }
 
-/// As on a GPU, but that a thread after the last one of the kernel runs as well: it must do nothing.
+/// As on a GPU, but that a thread after the last one of the kernel runs as well: it must do nothing. C does not mind in
+/// which order numbers and floats come (see `on_cpu::run`), a GPU does.
 #[expect(unsafe_code, reason = "calls C")]
 pub(super) fn launch(kernel: &str, n: usize, args: &[Arg]) -> Result<()> {
-    // SAFETY: what is tested here is that the callers' arguments are those of the kernels.
+    let kinds = args.iter().map(|arg| match arg {
+        Arg::Pointer(_) => "*",
+        Arg::Long(_) => "long long",
+        Arg::Int(_) => "int",
+        Arg::Float(_) => "float",
+    });
+    assert_eq!(kinds.collect::<Vec<_>>(), source::parameters(kernel), "{kernel}");
+    // SAFETY: the arguments have the types of the kernel's parameters; that they are the right ones is what is tested.
     unsafe { on_cpu::run(kernel, n + 1, args) };
     Ok(())
 }
