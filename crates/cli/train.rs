@@ -45,8 +45,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["out", "recipe"])]
     #[arg(help_heading = "The run")]
     resume: Option<Option<PathBuf>>,
-    /// Train in N processes, each with a device of its own and --batch-size images of every batch; on the CPU each with
-    /// its share of the threads. Also with torchrun or srun (which say so by RANK, WORLD_SIZE ..., or SLURM_PROCID ...)
+    /// Train in N processes on this machine, each with a device of its own (on the CPU its share of the threads) and
+    /// --batch-size images of every batch; torchrun, srun and, with the feature mpi, mpirun can start them, too
     #[arg(long, value_name = "N", value_parser = non_zero, default_value = "1", hide_default_value = true)]
     #[arg(help_heading = "Several devices")]
     devices: usize,
