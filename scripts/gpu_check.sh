@@ -19,7 +19,7 @@ add_libraries() {
 pack() {
   local folder=$1 root
   root=$(cd "$(dirname "$0")/.." && pwd)
-  mkdir -p "$folder/scripts/golden"
+  mkdir -p "$folder/scripts"
   folder=$(cd "$folder" && pwd)
   cd "$root"
   cargo fetch --locked
@@ -41,7 +41,7 @@ for line in sys.stdin:
   strip -o "$folder/kernels_against_reference" "$test"
   cp scripts/gpu_check.sh "$folder/"
   cp scripts/bench_vs_peers.py "$folder/scripts/"
-  cp scripts/golden/families.py "$folder/scripts/golden/"
+  cp -r scripts/golden "$folder/scripts/"
   git rev-parse HEAD >"$folder/commit"
   du -sh "$folder"
 }
