@@ -70,6 +70,7 @@ run() {
   [ -z "$data" ] || data=$(realpath "$data")
   here=$(cd "$(dirname "$0")" && pwd)
   cd "$here"
+  export RUST_BACKTRACE=0
   add_libraries
   printf '# A check on a GPU\n\nCommit %s, %s.\n' "$(cat commit)" "$(date -u +%Y-%m-%d)" >"$report"
   part "Machine" nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
