@@ -35,11 +35,11 @@ impl Membership {
         let variables = Variables(get);
         let (names, host) = if variables.has("WORLD_SIZE") || variables.has("RANK") {
             (["RANK", "WORLD_SIZE", "LOCAL_RANK"], "127.0.0.1".to_string())
-        } else if variables.has("SLURM_PROCID") {
-            let nodes =
-                variables.text("SLURM_STEP_NODELIST").or_else(|| variables.text("SLURM_JOB_NODELIST"));
+        } else if variables.has("SLURM_STEP_NUM_TASKS") {
+            // A job's script, which runs once for all tasks, has SLURM_PROCID and SLURM_NTASKS as well.
+            let nodes = variables.text("SLURM_STEP_NODELIST");
             let host = nodes.as_deref().map_or("127.0.0.1".into(), first_host);
-            (["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"], host)
+            (["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"], host)
         } else {
             return Ok(None);
         };
