@@ -167,10 +167,10 @@ impl Trainer {
         stop: &AtomicBool,
         observer: &mut dyn Observer,
     ) -> Result<Flow> {
-        let mut stop = stop.load(Ordering::Relaxed);
-        if self.place.is_shared() {
-            stop = self.sum_over_ranks(&mut group, stop)?;
-        }
+        let agreed = match self.place.is_shared() {
+            true => Some(self.sum_over_ranks(&mut group, stop.load(Ordering::Relaxed))?),
+            false => None,
+        };
         let loss = group.loss / group.n as f64;
         if !loss.is_finite() {
             let step = self.progress.step;
@@ -210,6 +210,8 @@ impl Trainer {
             self.save_state(observer)?;
         }
         *clock = Instant::now();
+        // Of several ranks none may stop alone; a single one heeds what its observer has just decided.
+        let stop = agreed.unwrap_or_else(|| stop.load(Ordering::Relaxed));
         Ok(if stop { Flow::Break(()) } else { Flow::Continue(()) })
     }
 
