@@ -130,21 +130,6 @@ impl Drop for Tiles {
     }
 }
 
-/// A word of a packed right matrix: two elements, one below the other.
-#[inline(always)]
-pub(crate) fn word(upper: bf16, lower: bf16) -> f32 {
-    f32::from_bits(u32::from(upper.to_bits()) | u32::from(lower.to_bits()) << 16)
-}
-
-/// The elements of words, two of each.
-pub(crate) fn elements(words: &[f32]) -> &[bf16] {
-    #[expect(unsafe_code, reason = "the same memory as another type")]
-    // SAFETY: a word is as long as two elements and aligned as they must be; every bit pattern is one of either.
-    unsafe {
-        std::slice::from_raw_parts(words.as_ptr().cast(), 2 * words.len())
-    }
-}
-
 /// Turns a matrix of words round: `xs` has rows of `columns` words, `out` columns of them. Both numbers are
 /// multiples of eight.
 ///
@@ -208,6 +193,7 @@ unsafe fn transpose_square(xs: *const f32, pitch: usize, out: *mut f32, out_pitc
 mod tests {
     use super::*;
     use crate::dispatch::{InstructionSet, instruction_set};
+    use crate::pairs::word;
 
     #[test]
     fn products_equal_plain_sums() {

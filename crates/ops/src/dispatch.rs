@@ -77,6 +77,8 @@ pub enum InstructionSet {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same with its products of bf16.
+    Avx512Bf16,
     /// The same with AMX for bf16, on Linux.
     Amx,
 }
@@ -90,13 +92,14 @@ impl InstructionSet {
             Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512_bf16",
             Self::Amx => "amx",
         }
     }
 }
 
 /// The best instruction set of this machine, or a lower one named by the environment variable
-/// `ZOO_INSTRUCTION_SET` (`portable`, `avx2`, `avx512`, `amx`).
+/// `ZOO_INSTRUCTION_SET` (`portable`, `avx2`, `avx512`, `avx512_bf16`, `amx`).
 pub fn instruction_set() -> InstructionSet {
     static CHOICE: OnceLock<InstructionSet> = OnceLock::new();
     *CHOICE.get_or_init(|| {
@@ -105,6 +108,7 @@ pub fn instruction_set() -> InstructionSet {
             Ok("portable") => InstructionSet::Portable,
             Ok("avx2") => InstructionSet::Avx2,
             Ok("avx512") => InstructionSet::Avx512,
+            Ok("avx512_bf16") => InstructionSet::Avx512Bf16,
             _ => InstructionSet::Amx,
         };
         best.min(limit)
@@ -127,7 +131,7 @@ impl<T> PerSet<T> {
     pub(crate) fn best(&self) -> &T {
         match instruction_set() {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 | InstructionSet::Amx => &self.avx512,
+            InstructionSet::Avx512 | InstructionSet::Avx512Bf16 | InstructionSet::Amx => &self.avx512,
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => &self.avx2,
             #[cfg(target_arch = "aarch64")]
@@ -144,10 +148,12 @@ fn detect() -> InstructionSet {
         InstructionSet::Portable
     } else if !(has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")) {
         InstructionSet::Avx2
-    } else if crate::amx::detect() {
-        InstructionSet::Amx
-    } else {
+    } else if !has!("avx512bf16") {
         InstructionSet::Avx512
+    } else if !crate::amx::detect() {
+        InstructionSet::Avx512Bf16
+    } else {
+        InstructionSet::Amx
     }
 }
 

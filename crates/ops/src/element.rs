@@ -14,8 +14,7 @@ pub(crate) trait Element: WithDType + Default {
     /// The slice itself where elements are f32 already.
     fn as_f32(xs: &[Self]) -> Option<&[f32]>;
     fn as_f32_mut(xs: &mut [Self]) -> Option<&mut [f32]>;
-    /// The slice itself where elements are bf16, for products on AMX.
-    #[cfg(target_arch = "x86_64")]
+    /// The slice itself where elements are bf16.
     fn as_bf16(xs: &[Self]) -> Option<&[bf16]>;
     #[cfg(target_arch = "x86_64")]
     fn of_bf16_mut(xs: &mut [bf16]) -> Option<&mut [Self]>;
@@ -47,7 +46,6 @@ impl Element for f32 {
     fn as_f32_mut(xs: &mut [Self]) -> Option<&mut [f32]> {
         Some(xs)
     }
-    #[cfg(target_arch = "x86_64")]
     fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
         None
     }
@@ -101,7 +99,6 @@ impl Element for bf16 {
     fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
-    #[cfg(target_arch = "x86_64")]
     fn as_bf16(xs: &[Self]) -> Option<&[bf16]> {
         Some(xs)
     }

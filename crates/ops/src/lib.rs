@@ -36,6 +36,7 @@ pub mod lrn;
 pub mod max_pool;
 #[cfg(feature = "mimalloc")]
 pub mod memory;
+mod pairs;
 mod parallel;
 mod pool;
 pub mod radix_softmax;

@@ -21,8 +21,8 @@ macro_rules! multiversion {
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { portable $(::<$($t),+>)? ($($arg),*) }
                 match $crate::dispatch::instruction_set() {
-                    // SAFETY: the set was detected on this machine.
-                    $crate::dispatch::InstructionSet::Avx512 | $crate::dispatch::InstructionSet::Amx => return unsafe { avx512 $(::<$($t),+>)? ($($arg),*) },
+                    // SAFETY: the set, or one with more, was detected on this machine.
+                    $crate::dispatch::InstructionSet::Avx512 | $crate::dispatch::InstructionSet::Avx512Bf16 | $crate::dispatch::InstructionSet::Amx => return unsafe { avx512 $(::<$($t),+>)? ($($arg),*) },
                     // SAFETY: as above.
                     $crate::dispatch::InstructionSet::Avx2 => return unsafe { avx2 $(::<$($t),+>)? ($($arg),*) },
                     $crate::dispatch::InstructionSet::Portable => {}
@@ -215,7 +215,7 @@ macro_rules! x86_vector {
     ($(#[$meta:meta])* $name:ident($register:ty), $lanes:literal, $set1:ident, $fma:ident, $add:ident, $max:ident, $min:ident, $load:ident, $store:ident, $spread:ident) => {
         $(#[$meta])*
         #[derive(Clone, Copy)]
-        pub(crate) struct $name($register);
+        pub(crate) struct $name(pub(crate) $register);
 
         #[expect(unsafe_code, reason = "processor instructions")]
         impl Vector for $name {

@@ -94,7 +94,7 @@ fn bf16_kernels_equal_the_reference() -> Result<()> {
 #[test]
 fn lower_instruction_sets_equal_the_reference() {
     let program = std::env::current_exe().expect("a test knows its program");
-    for set in ["portable", "avx2"] {
+    for set in ["portable", "avx2", "avx512"] {
         let mut tests = std::process::Command::new(&program);
         let output = tests.arg("_kernels_equal").env("ZOO_INSTRUCTION_SET", set).output();
         let output = output.expect("the program of a test runs again");

@@ -139,6 +139,13 @@ pub(super) unsafe fn write<V: Vector>(
             sums[1].store(next);
             return;
         }
+        if columns == V::LANES {
+            if add {
+                sums[0] = V::load(out).add(sums[0]);
+            }
+            sums[0].store(out);
+            return;
+        }
         // Two registers of the widest kind.
         let mut row = [0f32; 32];
         sums[0].store(row.as_mut_ptr());

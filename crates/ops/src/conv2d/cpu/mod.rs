@@ -16,6 +16,7 @@ use crate::slot::{self, Affine, Backward, Gradients, Keeps, Kernel, Slot, Values
 use crate::timing::Place;
 use candle_core::{DType, Result, Tensor, TensorId};
 use finish::{Finish, repeated};
+use product::Word;
 
 /// The algorithms, best first; the last takes everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,11 +40,10 @@ impl Algorithm {
     }
 }
 
-/// On AMX a product in bf16 is quicker than minimal filtering in f32.
 fn algorithm(g: &Geometry, dtype: DType) -> Algorithm {
     if gemm::is_narrow(g) {
         Algorithm::Narrow
-    } else if winograd::serves(g) && !(dtype == DType::BF16 && gemm::on_tiles(g, dtype)) {
+    } else if winograd::serves(g) && !(dtype == DType::BF16 && gemm::outruns_winograd(g)) {
         Algorithm::Winograd
     } else {
         Algorithm::Gemm
@@ -55,6 +55,7 @@ pub(super) fn describe(g: &Geometry, dtype: DType) -> &'static str {
     match algorithm(g, dtype) {
         Algorithm::Gemm if gemm::on_tiles(g, dtype) && dtype == DType::BF16 => "bf16 on amx",
         Algorithm::Gemm if gemm::on_tiles(g, dtype) => "three times bf16 on amx",
+        Algorithm::Gemm if gemm::word(g, dtype) == Word::Pair => "bf16 on avx-512",
         algorithm => algorithm.name(),
     }
 }

@@ -6,15 +6,56 @@
 
 use super::finish::{End, write};
 use crate::dispatch::PerSet;
+#[cfg(target_arch = "x86_64")]
+use crate::dispatch::{InstructionSet, instruction_set};
 #[cfg(target_arch = "aarch64")]
 use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Portable, Vector};
 
+/// What the elements of the two matrices are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Word {
+    /// Numbers in f32.
+    Single,
+    /// Two numbers in bf16 each (`pairs.rs`), for processors that multiply them: a product of two words is the sum of
+    /// two.
+    Pair,
+}
+
+impl Word {
+    /// Numbers in a word.
+    pub(super) fn numbers(self) -> usize {
+        match self {
+            Self::Single => 1,
+            Self::Pair => 2,
+        }
+    }
+
+    /// The tiles for matrices of so many columns.
+    fn kernels(self, columns: usize) -> &'static Kernels {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let set = instruction_set();
+            assert!(self == Self::Single || set >= InstructionSet::Avx512Bf16);
+            match self {
+                Self::Single if set < InstructionSet::Avx512 || columns > HALF.width => {}
+                Self::Single => return &HALF,
+                Self::Pair if columns > HALF.width => return &PAIRS,
+                Self::Pair => return &HALF_PAIRS,
+            }
+        }
+        let _ = columns;
+        KERNELS.best()
+    }
+}
+
 /// The left matrix. Element (i, k) lies at `data[starts[i] + runs[k / run] + k % run * step]`.
 #[derive(Clone, Copy)]
 pub(super) struct Left<'a> {
+    /// What both matrices hold.
+    pub(super) word: Word,
     pub(super) data: &'a [f32],
     /// Where each row starts.
     pub(super) starts: &'a [usize],
@@ -54,7 +95,8 @@ struct Tile<'a> {
     step: usize,
     right: *const f32,
     right_step: usize,
-    /// What is brought nearer, and how far it is to the next step's; never read.
+    /// What is brought nearer, and how far it is to the next step's; never read. Some memory of this process in any case:
+    /// for other addresses the processor searches each time.
     next: *const f32,
     next_step: usize,
     out: *mut f32,
@@ -71,41 +113,39 @@ struct Kernels {
     tiles: &'static [unsafe fn(&Tile<'_>)],
 }
 
+macro_rules! tiles {
+    ($tile:ident: $($height:literal)*) => { &[$($tile::<$height>),*] };
+    ($tile:ident, $registers:literal: $($height:literal)*) => { &[$($tile::<$height, $registers>),*] };
+}
+
 static KERNELS: PerSet<Kernels> = PerSet {
-    portable: Kernels { width: 8, tiles: &[portable::<1>, portable::<2>, portable::<3>, portable::<4>] },
+    portable: Kernels { width: 8, tiles: tiles!(portable: 1 2 3 4) },
     #[cfg(target_arch = "aarch64")]
-    neon: Kernels {
-        width: 8,
-        tiles: &[
-            neon::<1>, neon::<2>, neon::<3>, neon::<4>, neon::<5>, neon::<6>, neon::<7>, neon::<8>,
-            neon::<9>, neon::<10>, neon::<11>, neon::<12>,
-        ],
-    },
+    neon: Kernels { width: 8, tiles: tiles!(neon: 1 2 3 4 5 6 7 8 9 10 11 12) },
     #[cfg(target_arch = "x86_64")]
-    avx2: Kernels { width: 16, tiles: &[avx2::<1>, avx2::<2>, avx2::<3>, avx2::<4>, avx2::<5>, avx2::<6>] },
+    avx2: Kernels { width: 16, tiles: tiles!(avx2: 1 2 3 4 5 6) },
     #[cfg(target_arch = "x86_64")]
-    avx512: Kernels {
-        width: 32,
-        tiles: &[
-            avx512::<1>,
-            avx512::<2>,
-            avx512::<3>,
-            avx512::<4>,
-            avx512::<5>,
-            avx512::<6>,
-            avx512::<7>,
-            avx512::<8>,
-            avx512::<9>,
-            avx512::<10>,
-            avx512::<11>,
-            avx512::<12>,
-        ],
-    },
+    avx512: Kernels { width: 32, tiles: tiles!(avx512, 2: 1 2 3 4 5 6 7 8 9 10 11 12) },
 };
+
+/// Tiles one register wide for AVX-512: of two, matrices of so few columns would leave one empty.
+#[cfg(target_arch = "x86_64")]
+static HALF: Kernels = Kernels { width: 16, tiles: tiles!(avx512, 1: 1 2 3 4 5 6 7 8 9 10 11 12) };
+
+/// For [`Word::Pair`]; of the size of those for AVX-512.
+#[cfg(target_arch = "x86_64")]
+static PAIRS: Kernels = Kernels { width: 32, tiles: tiles!(avx512_bf16, 2: 1 2 3 4 5 6 7 8 9 10 11 12) };
+#[cfg(target_arch = "x86_64")]
+static HALF_PAIRS: Kernels = Kernels { width: 16, tiles: tiles!(avx512_bf16, 1: 1 2 3 4 5 6 7 8 9 10 11 12) };
 
 /// Columns of a tile: right matrices are packed in panels of this width.
 pub(super) fn panel_width() -> usize {
     KERNELS.best().width
+}
+
+/// Columns up to which a product takes no longer than one of a single column.
+pub(super) fn least_width() -> usize {
+    Word::Single.kernels(1).width
 }
 
 /// The first of the columns that a panel of so many has of a matrix. The last panel of several ends with the last column: it
@@ -124,14 +164,15 @@ const FEW_TILES: usize = 8;
 
 /// `out = left · right`, or what [`End`] makes of it, for at most [`panel_width`] columns.
 pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
-    let kernels = KERNELS.best();
+    let kernels = left.word.kernels(out.columns);
     let (rows, depth) = (left.starts.len(), left.runs.len() * left.run);
     assert!((1..=kernels.width).contains(&out.columns));
     if rows == 0 {
         return;
     }
     assert!((rows - 1) * out.stride + out.columns <= out.data.len());
-    out.end.check(kernels.width);
+    // A finish reads two registers, whatever the tile.
+    out.end.check(panel_width());
     if depth > 0 {
         let (start, run) = (left.starts.iter().max(), left.runs.iter().max());
         let (start, run) = (start.copied().unwrap_or(0), run.copied().unwrap_or(0));
@@ -144,7 +185,12 @@ pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
         let (first, end) = (rows * tile / tiles, rows * (tile + 1) / tiles);
         let out_at = first * out.stride;
         // Each tile brings its share of the next panel.
-        let next_step = if tiles <= FEW_TILES && !right.next.is_empty() { right.step / tiles } else { 0 };
+        let (next, next_step) = if tiles <= FEW_TILES && !right.next.is_empty() {
+            let step = right.step / tiles;
+            (right.next.as_ptr().wrapping_add(tile * depth * step), step)
+        } else {
+            (right.data.as_ptr(), 0)
+        };
         let tile = Tile {
             left: left.data.as_ptr(),
             starts: &left.starts[first..end],
@@ -153,7 +199,7 @@ pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
             step: left.step,
             right: right.data.as_ptr(),
             right_step: right.step,
-            next: right.next.as_ptr().wrapping_add(tile * depth * next_step),
+            next,
             next_step,
             out: out.data[out_at..].as_mut_ptr(),
             stride: out.stride,
@@ -253,31 +299,142 @@ unsafe fn avx2<const M: usize>(tile: &Tile<'_>) {
     unsafe { compute::<Avx2, M>(tile) }
 }
 
+/// Rows of a tile for AVX-512.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-#[expect(unsafe_code, reason = "see `compute`")]
-unsafe fn avx512<const M: usize>(tile: &Tile<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe { compute::<Avx512, M>(tile) }
+const ROWS: usize = 12;
+
+/// Defines a tile for AVX-512 of `M` rows and one or two registers from the instruction that multiplies. Its loops are in assembler, since the
+/// compiler, with all but a few registers taken, keeps some sums in memory: half the speed.
+#[cfg(target_arch = "x86_64")]
+macro_rules! avx512_tile {
+    ($name:ident, $features:literal, $multiply:literal: $($row:literal $zmm0:tt $zmm1:tt,)*) => {
+        #[target_feature(enable = $features)]
+        #[expect(unsafe_code, reason = "see `compute`")]
+        unsafe fn $name<const M: usize, const REGISTERS: usize>(tile: &Tile<'_>) {
+            let mut sums = [[Avx512::splat(0.0); 2]; ROWS];
+            // SAFETY: the caller's promise.
+            unsafe {
+                let mut rows = [tile.left; M];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    *row = row.add(*tile.starts.get_unchecked(i));
+                    for register in 0..REGISTERS {
+                        Avx512::prefetch(tile.out.wrapping_add(i * tile.stride + register * Avx512::LANES));
+                    }
+                }
+                if !tile.runs.is_empty() && tile.run > 0 {
+                    std::arch::asm!(
+                        "2:",
+                        "mov {at}, [{runs}]",
+                        "add {runs}, 8",
+                        "mov {left}, {run}",
+                        "3:",
+                        "vmovups zmm30, [{right}]",
+                        ".if {registers} > 1",
+                        "vmovups zmm31, [{right} + 64]",
+                        ".endif",
+                        $(
+                            concat!(".if {height} > ", $row),
+                            concat!("mov {row}, [{rows} + 8 * ", $row, "]"),
+                            ".if {registers} > 1",
+                            "vbroadcastss zmm29, [{row} + 4 * {at}]",
+                            concat!($multiply, " ", $zmm0, ", zmm29, zmm30"),
+                            concat!($multiply, " ", $zmm1, ", zmm29, zmm31"),
+                            ".else",
+                            concat!($multiply, " ", $zmm0, ", zmm30, dword ptr [{row} + 4 * {at}]{{1to16}}"),
+                            ".endif",
+                            ".endif",
+                        )*
+                        "add {right}, {right_step}",
+                        "add {at}, {step}",
+                        "prefetcht1 [{next}]",
+                        "add {next}, {next_step}",
+                        "sub {left}, 1",
+                        "jnz 3b",
+                        "cmp {runs}, {runs_end}",
+                        "jne 2b",
+                        height = const M,
+                        registers = const REGISTERS,
+                        runs = inout(reg) tile.runs.as_ptr() => _,
+                        runs_end = in(reg) tile.runs.as_ptr_range().end,
+                        run = in(reg) tile.run,
+                        step = in(reg) tile.step,
+                        rows = in(reg) rows.as_ptr(),
+                        right = inout(reg) tile.right => _,
+                        right_step = in(reg) tile.right_step * size_of::<f32>(),
+                        next = inout(reg) tile.next => _,
+                        next_step = in(reg) tile.next_step * size_of::<f32>(),
+                        row = out(reg) _,
+                        at = out(reg) _,
+                        left = out(reg) _,
+                        $(inout($zmm0) sums[$row][0].0, inout($zmm1) sums[$row][1].0,)*
+                        out("zmm29") _,
+                        out("zmm30") _,
+                        out("zmm31") _,
+                        options(nostack, readonly),
+                    );
+                }
+                for (i, sums) in sums.iter().take(M).enumerate() {
+                    write(*sums, tile.out.add(i * tile.stride), tile.columns, &tile.end, 0);
+                }
+            }
+        }
+    };
+    ($name:ident, $features:literal, $multiply:literal) => {
+        avx512_tile!($name, $features, $multiply:
+            0 "zmm0" "zmm1", 1 "zmm2" "zmm3", 2 "zmm4" "zmm5", 3 "zmm6" "zmm7", 4 "zmm8" "zmm9", 5 "zmm10" "zmm11",
+            6 "zmm12" "zmm13", 7 "zmm14" "zmm15", 8 "zmm16" "zmm17", 9 "zmm18" "zmm19", 10 "zmm20" "zmm21",
+            11 "zmm22" "zmm23",);
+    };
 }
+
+#[cfg(target_arch = "x86_64")]
+avx512_tile!(avx512, "avx512f", "vfmadd231ps");
+#[cfg(target_arch = "x86_64")]
+avx512_tile!(avx512_bf16, "avx512f,avx512bf16", "vdpbf16ps");
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pairs::elements;
+    use half::bf16;
+
+    /// The numbers of a word: a pair's, or one.
+    fn numbers(word: Word, element: &f32) -> Vec<f64> {
+        match word {
+            Word::Single => vec![f64::from(*element)],
+            Word::Pair => elements(std::slice::from_ref(element)).iter().map(|x| x.to_f64()).collect(),
+        }
+    }
 
     /// Every compiled tile that this machine can run, against sums in f64.
     #[test]
     fn tiles_equal_plain_sums() {
+        tiles_of_words_equal_plain_sums(Word::Single);
+        #[cfg(target_arch = "x86_64")]
+        if instruction_set() >= InstructionSet::Avx512Bf16 {
+            tiles_of_words_equal_plain_sums(Word::Pair);
+        }
+    }
+
+    fn tiles_of_words_equal_plain_sums(word: Word) {
         let width = panel_width();
-        let value = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;
+        let number = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;
+        let value = |i: usize| match word {
+            Word::Single => number(i),
+            Word::Pair => crate::pairs::word(bf16::from_f32(number(i)), bf16::from_f32(number(i + 50))),
+        };
         let data: Vec<f32> = (0..5000).map(value).collect();
         let right: Vec<f32> = (0..40 * (width + 3)).map(|i| value(i + 7)).collect();
-        for rows in 1..=2 * KERNELS.best().tiles.len() + 1 {
-            for (columns, accumulate, step) in
-                [(width, false, 1), (width, true, 3), (width - 1, true, 1), (1, false, 2)]
-            {
+        for rows in 1..=2 * word.kernels(width).tiles.len() + 1 {
+            for (columns, accumulate, step) in [
+                (width, false, 1),
+                (width, true, 3),
+                (width - 1, true, 1),
+                (width / 2, true, 2),
+                (1, false, 2),
+            ] {
                 let starts: Vec<usize> = (0..rows).map(|i| (i * 131) % 900).collect();
-                let left = Left { data: &data, starts: &starts, runs: &[5, 400, 77], run: 13, step };
+                let left = Left { word, data: &data, starts: &starts, runs: &[5, 400, 77], run: 13, step };
                 let stride = columns + 2;
                 let mut out = vec![0.5; rows * stride];
                 let of_right = Right { data: &right, step: width + 3, next: &right };
@@ -289,14 +446,16 @@ mod tests {
                 for (i, row) in out.chunks_exact(stride).enumerate() {
                     for (j, &found) in row.iter().enumerate() {
                         let product = |k: usize| {
-                            let a = data[starts[i] + [5, 400, 77][k / 13] + k % 13 * step];
-                            f64::from(a) * f64::from(right[k * (width + 3) + j])
+                            let a = &data[starts[i] + [5, 400, 77][k / 13] + k % 13 * step];
+                            let (a, b) = (numbers(word, a), numbers(word, &right[k * (width + 3) + j]));
+                            a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()
                         };
                         let before = if accumulate || j >= columns { 0.5 } else { 0.0 };
                         let sum = if j < columns { (0..39).map(product).sum::<f64>() } else { 0.0 };
                         assert!(
                             (f64::from(found) - before - sum).abs() < 1e-5,
-                            "{rows} {columns} ({i}, {j})"
+                            "{word:?} {rows} {columns} ({i}, {j}): {found}, not {}",
+                            before + sum
                         );
                     }
                 }

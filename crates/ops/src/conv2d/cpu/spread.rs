@@ -410,7 +410,14 @@ mod tests {
         for group in GROUPS {
             for (pixels, columns) in (1..=2 * ROWS + 1).flat_map(|p| [(p, width), (p, width - 1), (p, 1)]) {
                 let starts: Vec<usize> = (0..pixels).map(|i| i * 131 % 900).collect();
-                let left = Left { data: &data, starts: &starts, runs: &taps, run: group, step: 1 };
+                let left = Left {
+                    word: crate::conv2d::cpu::product::Word::Single,
+                    data: &data,
+                    starts: &starts,
+                    runs: &taps,
+                    run: group,
+                    step: 1,
+                };
                 let stride = columns + 2;
                 let of_group = |pixel: usize, row: usize, j: usize| {
                     f64::from(data[starts[pixel] + taps[row / group] + j / group * group + row % group])

@@ -2,12 +2,13 @@
 
 use super::super::Geometry;
 use super::super::finish::{End, Finish, Rows};
-use super::super::product::{Left, Out, Right, first_column, multiply, panel_width};
+use super::super::product::{Left, Out, Right, Word, first_column, multiply, panel_width};
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
-use super::{TASKS, narrow, on_tiles};
+use super::{TASKS, narrow, on_tiles, word};
 use crate::element::{Element, load, store};
+use crate::pairs::{elements_mut, words};
 use crate::parallel::{each, map, with_scratch};
 use crate::pool::{Buffer, take};
 use std::ops::Range;
@@ -18,9 +19,9 @@ use std::sync::Arc;
 const BLOCK_PIXELS: (usize, usize) = (24, 256);
 const BLOCK_ELEMENTS: usize = 16 * 1024;
 
-/// Output pixels of a block of maps of so many channels.
-pub(super) fn block_pixels(channels: usize) -> usize {
-    (BLOCK_ELEMENTS / channels).clamp(BLOCK_PIXELS.0, BLOCK_PIXELS.1)
+/// Output pixels of a block of maps with so many words to a pixel.
+pub(super) fn block_pixels(words: usize) -> usize {
+    (BLOCK_ELEMENTS / words).clamp(BLOCK_PIXELS.0, BLOCK_PIXELS.1)
 }
 
 /// Multiply-adds of a task, at least: handing one to another thread takes some microseconds.
@@ -30,8 +31,8 @@ const TASK_MACS: usize = 250_000;
 pub(super) struct Pass {
     pub(super) y: Axis,
     pub(super) x: Axis,
-    /// [group][panel][tap × source channel][panel width], panels as [`first_column`] has them, where what lies beyond
-    /// the last channel is arbitrary; or as `narrow.rs` or `tiles.rs` packs them.
+    /// [group][panel][tap × word of source channels][panel width], panels as [`first_column`] has them, where what lies
+    /// beyond the last channel is arbitrary; or as `narrow.rs` or `tiles.rs` packs them.
     pub(super) weights: Arc<Buffer<f32>>,
 }
 
@@ -46,7 +47,7 @@ impl Pass {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Products {
     /// Group by group (`product.rs`).
-    Groups,
+    Groups(Word),
     /// Several narrow groups at a time (`spread.rs`).
     Narrow,
     /// On AMX, which takes one group (`tiles.rs`).
@@ -60,7 +61,15 @@ impl Products {
         } else if on_tiles(g, T::DTYPE) {
             Self::Tiles
         } else {
-            Self::Groups
+            Self::Groups(word(g, T::DTYPE))
+        }
+    }
+
+    /// What a pixel of a map is cut into.
+    fn word(self) -> Word {
+        match self {
+            Self::Groups(word) => word,
+            _ => Word::Single,
         }
     }
 }
@@ -79,10 +88,15 @@ pub(super) struct Correlation {
 }
 
 impl Correlation {
-    /// Source and target channels of a group, and panels of its target channels.
-    fn of_group(&self) -> (usize, usize, usize) {
+    /// Target channels of a group, and their panels.
+    fn of_group(&self) -> (usize, usize) {
         let target = self.target_channels / self.groups;
-        (self.source_channels / self.groups, target, target.div_ceil(panel_width()))
+        (target, target.div_ceil(panel_width()))
+    }
+
+    /// Words of a source pixel.
+    fn source_words(&self) -> usize {
+        self.source_channels.div_ceil(self.products.word().numbers())
     }
 
     pub(super) fn run<T: Element>(&self, xs: &[T], finish: &Finish<'_, T>) -> Buffer<T> {
@@ -102,7 +116,7 @@ impl Correlation {
             Products::Narrow => {
                 block_pixels(self.source_channels).max(self.n * h.div_ceil(step) * columns / (2 * TASKS))
             }
-            _ => block_pixels(self.source_channels),
+            _ => block_pixels(self.source_words()),
         };
         let positions = pixels.max(TASK_MACS / macs_per_position.max(1));
         let blocks = blocks(self.n, h.div_ceil(step), columns, positions);
@@ -116,7 +130,7 @@ impl Correlation {
             parts.push((block, at, part));
             at += len;
         }
-        let panels = self.of_group().2;
+        let panels = self.of_group().1;
         // Few blocks are cut by channels too.
         let tasks = (macs_per_position * self.n * h.div_ceil(step) * columns / TASK_MACS).min(TASKS);
         let splits = if self.groups == 1 { tasks.div_ceil(blocks.len().max(1)).clamp(1, panels) } else { 1 };
@@ -178,59 +192,69 @@ impl Correlation {
         if self.products == Products::Narrow {
             return self.block_narrow(xs, block, out, finish);
         }
-        let (c, (h, w), (reach_y, reach_x)) = (self.source_channels, self.source, self.reach);
+        let ((h, w), (reach_y, reach_x), word) = (self.source, self.reach, self.products.word());
         let columns = self.passes.iter().map(|pass| pass.x.count).max().unwrap_or(0);
         let rows = self.passes.iter().map(|pass| pass.y.count).max().unwrap_or(0);
         // What lies inside is read where it is.
         let inside = reach_y.inside(rows, h) && reach_x.inside(columns, w);
-        let direct = T::as_f32(xs).is_some() && inside;
+        let whole = match word {
+            Word::Single => T::as_f32(xs),
+            Word::Pair if self.source_channels.is_multiple_of(2) => T::as_bf16(xs).and_then(words),
+            Word::Pair => None,
+        };
+        let direct = whole.filter(|_| inside);
+        let (c, words) = (self.source_channels, self.source_words());
         let patch = Patch {
             corner: ((block.rows.start * reach_y.stride) as isize + reach_y.first, reach_x.first),
             rows: reach_y.span(block.rows.len()),
-            columns: if direct { w } else { reach_x.span(columns) },
-            pixel: c,
+            columns: if direct.is_some() { w } else { reach_x.span(columns) },
+            pixel: words * word.numbers(),
         };
-        let image_len = h * w * c;
-        let copy_len = if direct { 0 } else { patch.len() };
+        let copy_len = if direct.is_some() { 0 } else { patch.len() / word.numbers() };
         let positions = block.images.len() * block.rows.len() * columns;
         let in_place = T::as_f32_mut(out).is_some() && self.passes.len() == 1;
-        let result_len = if in_place { 0 } else { positions * self.of_group().1 };
+        let result_len = if in_place { 0 } else { positions * self.of_group().0 };
         let copies_len = block.images.len() * copy_len;
         with_scratch(copies_len + result_len, |scratch| {
             let (copies, result) = scratch.split_at_mut(copies_len);
-            let (source, image_step, base) = match T::as_f32(xs) {
-                Some(xs) if direct => {
-                    let corner = patch.corner.0 as usize * w + patch.corner.1 as usize;
-                    (xs, image_len, block.images.start * image_len + corner * c)
-                }
-                _ => {
-                    for (copy, image) in copies.chunks_exact_mut(copy_len).zip(block.images.clone()) {
-                        patch.copy(&xs[image * image_len..][..image_len], self.source, c, copy, load);
+            let (source, image_step, base) = if let Some(xs) = direct {
+                let corner = patch.corner.0 as usize * w + patch.corner.1 as usize;
+                (xs, h * w * words, (block.images.start * h * w + corner) * words)
+            } else {
+                let image_len = h * w * c;
+                for (copy, image) in copies.chunks_exact_mut(copy_len).zip(block.images.clone()) {
+                    let image = &xs[image * image_len..][..image_len];
+                    match (word, T::as_bf16(image)) {
+                        (Word::Pair, Some(image)) => {
+                            let copy_elements = |out: &mut [_], xs: &[_]| out.copy_from_slice(xs);
+                            patch.copy(image, self.source, c, elements_mut(copy), copy_elements);
+                        }
+                        _ => patch.copy(image, self.source, c, copy, load),
                     }
-                    (&*copies, copy_len, 0)
                 }
+                (&*copies, copy_len, 0)
             };
             for pass in &self.passes {
-                let row_step = patch.columns * c;
+                let row_step = patch.columns * words;
                 let rows = self.in_phase(pass, block);
                 let mut starts = Vec::with_capacity(positions);
                 for image in 0..block.images.len() {
                     for row in 0..rows {
                         let at = base + image * image_step + row * reach_y.stride * row_step;
-                        starts.extend((0..pass.x.count).map(|column| at + column * reach_x.stride * c));
+                        starts.extend((0..pass.x.count).map(|column| at + column * reach_x.stride * words));
                     }
                 }
                 let (runs, run) = self.runs(pass, row_step);
                 let place = Place { pass, rows, images: block.images.len(), channels, finish };
-                let left = Left { data: source, starts: &starts, runs: &runs, run, step: 1 };
+                let left = Left { word, data: source, starts: &starts, runs: &runs, run, step: 1 };
                 self.multiply(left, panels.clone(), &place, result, out);
             }
         });
     }
 
-    /// Offsets of the runs of source elements that a window sees, from its first tap, and their length.
+    /// Offsets of the runs of source words that a window sees, from its first tap, and their length.
     fn runs(&self, pass: &Pass, row_step: usize) -> (Vec<usize>, usize) {
-        let (c, (reach_y, reach_x)) = (self.source_channels, self.reach);
+        let (c, (reach_y, reach_x)) = (self.source_words(), self.reach);
         let row = |tap: &(isize, usize)| (tap.0 - reach_y.first) as usize * row_step;
         let column = |tap: &(isize, usize)| (tap.0 - reach_x.first) as usize * c;
         match pass.x.taps.first() {
@@ -253,7 +277,8 @@ impl Correlation {
         out: &mut [T],
     ) {
         let (width, pass) = (panel_width(), place.pass);
-        let ((c_source, c_target, of_group), channels) = (self.of_group(), place.channels);
+        let ((c_target, of_group), channels) = (self.of_group(), place.channels);
+        let c_source = self.source_words() / self.groups;
         let panel_len = pass.taps() * c_source * width;
         let data = left.data;
         for group in 0..self.groups {

@@ -2,7 +2,7 @@
 
 use super::super::super::Geometry;
 use super::super::finish::{End, Rows};
-use super::super::product::{Left, Out, Right, first_column, panel_width};
+use super::super::product::{Left, Out, Right, Word, first_column, panel_width};
 use super::super::spread::{self, Weights};
 use super::TASKS;
 use super::correlation::{Correlation, Pass};
@@ -281,7 +281,14 @@ fn add_block<T: Element>(
             y.taps.iter().flat_map(|y| x.taps.iter().map(move |x| offset((y.0, x.0)))).collect();
         let panel_len = taps.len() * group * width;
         for (sums, channel) in sums.chunks_exact_mut(panel_len).zip((0..c).step_by(width)) {
-            let left = Left { data: &copies[channel..], starts: &starts, runs: &taps, run: group, step: 1 };
+            let left = Left {
+                word: Word::Single,
+                data: &copies[channel..],
+                starts: &starts,
+                runs: &taps,
+                run: group,
+                step: 1,
+            };
             let right = Right { data: &dys[channel..], step: c, next: &[] };
             let columns = width.min(c - channel);
             spread::sum(

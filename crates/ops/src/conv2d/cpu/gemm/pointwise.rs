@@ -4,12 +4,15 @@
 
 use super::super::super::Geometry;
 use super::super::finish::End;
-use super::super::product::{Left, Out, Right, multiply, panel_width, tile_height};
-use super::TASKS;
+use super::super::product::{Left, Out, Right, Word, multiply, panel_width, tile_height};
+use super::weight_gradient::pair_rows;
+use super::{TASKS, word};
 use crate::element::{Element, load};
+use crate::pairs::{pair, pair_with_zeros};
 use crate::parallel::{buffer, chunks, map, with_scratch};
 use crate::pool::take;
 use crate::simd::multiversion;
+use half::bf16;
 use std::ops::Range;
 
 /// Pixels of a block: a panel of the input over a block takes half of the first cache.
@@ -105,39 +108,55 @@ fn add_pixels<T: Element>(
     if pixels.is_empty() {
         sums.fill(0.0);
     }
-    let most = BLOCK_PIXELS.min(pixels.len());
+    let word = word(g, T::DTYPE);
+    let most = BLOCK_PIXELS.min(pixels.len()).div_ceil(word.numbers());
     let left_len = tiles * height * most;
     let starts: Vec<usize> = (0..height).collect();
     with_scratch(left_len + panels * width * most, |scratch| {
         let (left, right) = scratch.split_at_mut(left_len);
         for first in pixels.clone().step_by(BLOCK_PIXELS) {
             let n = BLOCK_PIXELS.min(pixels.end - first);
-            for (tile, left) in left.chunks_exact_mut(height * n).take(tiles).enumerate() {
+            let words = n.div_ceil(word.numbers());
+            for (tile, left) in left.chunks_exact_mut(height * words).take(tiles).enumerate() {
                 let from = part.rows.start + tile * height;
                 let len = height.min(part.rows.end - from);
-                turn(&dys[first * g.c_out + from..], g.c_out, len, left, height);
-            }
-            for i in 0..n {
-                let x = &xs[source(g, first + i) * g.c_in..][part.columns.clone()];
-                for (panel, x) in x.chunks(width).enumerate() {
-                    load(&mut right[(panel * n + i) * width..][..x.len()], x);
+                let dys = &dys[first * g.c_out + from..(first + n) * g.c_out];
+                match (word, T::as_bf16(dys)) {
+                    (Word::Pair, Some(dys)) => pair_rows(dys, g.c_out, len, left, height),
+                    _ => turn(dys, g.c_out, len, left, height),
                 }
             }
-            let chunk = (CHUNK_ELEMENTS / (height * n)).max(1);
+            let seen = |i: usize| &xs[source(g, first + i) * g.c_in..][part.columns.clone()];
+            for i in 0..words {
+                let right = &mut right[i * width..];
+                match (word, T::as_bf16(seen(i * word.numbers()))) {
+                    (Word::Pair, Some(first)) => {
+                        let second = (2 * i + 1 < n).then(|| T::as_bf16(seen(2 * i + 1))).flatten();
+                        pair_panels(first, second.unwrap_or(&[]), right, words * width, width);
+                    }
+                    _ => {
+                        for (panel, x) in seen(i).chunks(width).enumerate() {
+                            load(&mut right[panel * words * width..][..x.len()], x);
+                        }
+                    }
+                }
+            }
+            let chunk = (CHUNK_ELEMENTS / (height * words)).max(1);
             for some in (0..tiles).step_by(chunk) {
                 for panel in 0..panels {
-                    let right =
-                        Right { data: &right[panel * n * width..][..n * width], step: width, next: &[] };
+                    let data = &right[panel * words * width..][..words * width];
+                    let right = Right { data, step: width, next: &[] };
                     for tile in some..tiles.min(some + chunk) {
                         let starts = &starts[..height.min(rows - tile * height)];
-                        let data = &left[tile * height * n..][..height * n];
+                        let data = &left[tile * height * words..][..height * words];
                         let out = Out {
                             data: &mut sums[tile * height * columns + panel * width..],
                             stride: columns,
                             columns: width.min(columns - panel * width),
                             end: End::add_if(first > pixels.start),
                         };
-                        multiply(Left { data, starts, runs: &[0], run: n, step: height }, right, out);
+                        let left = Left { word, data, starts, runs: &[0], run: words, step: height };
+                        multiply(left, right, out);
                     }
                 }
             }
@@ -153,6 +172,19 @@ fn source(g: &Geometry, i: usize) -> usize {
     }
     let (image, y, x) = (i / (ho * wo), i / wo % ho, i % wo);
     (image * h + y * stride.0) * w + x * stride.1
+}
+
+multiversion! {
+    /// Words of the elements of two rows, the second of which may be empty for zeros, to panels that are `panel` apart.
+    fn pair_panels(first: &[bf16], second: &[bf16], out: &mut [f32], panel: usize, width: usize) {
+        for (i, first) in first.chunks(width).enumerate() {
+            let out = &mut out[i * panel..][..first.len()];
+            match second.get(i * width..) {
+                Some(second) if second.len() >= first.len() => pair(out, first, second),
+                _ => pair_with_zeros(out, first),
+            }
+        }
+    }
 }
 
 multiversion! {

@@ -100,7 +100,8 @@ impl Patch {
         self.rows * self.columns * self.pixel
     }
 
-    /// Copies the rectangle from an image [height, width, channels] by `load`, zeros where it is outside.
+    /// Copies the rectangle from an image [height, width, channels] by `load`, zeros where it is outside and in what
+    /// pixels have beyond their channels.
     pub(super) fn copy<T: Element, O: Element>(
         &self,
         image: &[T],
@@ -127,7 +128,9 @@ impl Patch {
                 load(middle, seen);
             } else {
                 for (out, seen) in middle.chunks_exact_mut(self.pixel).zip(seen.chunks_exact(channels)) {
-                    load(&mut out[..channels], seen);
+                    let (out, beyond) = out.split_at_mut(channels);
+                    load(out, seen);
+                    beyond.fill(O::default());
                 }
             }
         }

@@ -7,8 +7,9 @@
 
 use super::correlation::{Correlation, Pass};
 use super::reach::Block;
-use crate::amx::{SIDE, STEP, STEP_WORDS, Tiles, word};
+use crate::amx::{SIDE, STEP, STEP_WORDS, Tiles};
 use crate::element::{Element, store};
+use crate::pairs::word;
 use crate::parallel::chunks;
 use crate::pool::{Buffer, take};
 use crate::simd::multiversion;

@@ -8,8 +8,9 @@ use super::super::super::Geometry;
 use super::TASKS;
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 use super::tiles::{LOW_ON_THE_LEFT, LOW_ON_THE_RIGHT, part, parts};
-use crate::amx::{SIDE, STEP, STEP_WORDS, Tiles, elements, transpose, word};
+use crate::amx::{SIDE, STEP, STEP_WORDS, Tiles, transpose};
 use crate::element::Element;
+use crate::pairs::{elements, pair, pair_with_zeros};
 use crate::parallel::{buffer, chunks, map};
 use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
@@ -209,13 +210,8 @@ multiversion! {
                 let out = &mut out[at + run.column % width..][..run.len];
                 let upper = &xs[pixels[0] + run.at..][..run.len];
                 match pixels.get(1) {
-                    Some(lower) => {
-                        let lower = &xs[lower + run.at..][..run.len];
-                        for ((out, &upper), &lower) in out.iter_mut().zip(upper).zip(lower) {
-                            *out = word(upper, lower);
-                        }
-                    }
-                    None => out.iter_mut().zip(upper).for_each(|(out, &x)| *out = word(x, bf16::ZERO)),
+                    Some(lower) => pair(out, upper, &xs[lower + run.at..][..run.len]),
+                    None => pair_with_zeros(out, upper),
                 }
             }
         }

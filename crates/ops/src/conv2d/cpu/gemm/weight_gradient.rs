@@ -1,14 +1,18 @@
 //! The weight gradient: for each tap, the input pixels that it meets times the output gradient, summed over pixels.
+//! Where the processor multiplies pairs of bf16, neighbours in a row of outputs are one.
 
 use super::super::super::Geometry;
 use super::super::finish::End;
 use super::super::from_columns;
-use super::super::product::{Left, Out, Right, multiply, panel_width};
-use super::TASKS;
+use super::super::product::{Left, Out, Right, Word, multiply, panel_width};
 use super::reach::{Axis, Block, Patch, Reach, blocks};
+use super::{TASKS, word};
 use crate::element::{Element, load};
+use crate::pairs::{pair, pair_with_zeros};
 use crate::parallel::{buffer, chunks, map, with_scratch};
 use crate::pool::take;
+use crate::simd::multiversion;
+use half::bf16;
 use std::ops::Range;
 
 /// Output pixels of a block, at least: many, because sums are read and written once for each block.
@@ -75,6 +79,7 @@ fn add_block<T: Element>(
     let ((c_in, c_out), width, w) = (g.group_channels(), panel_width(), &g.window);
     let (y, x) = Axis::of_outputs(g);
     let (reach_y, reach_x) = (Reach::new(std::slice::from_ref(&y)), Reach::new(std::slice::from_ref(&x)));
+    let word = word(g, T::DTYPE);
     // Pixels a power of two apart would share a few sets of the cache.
     let pixel = if g.c_in.is_multiple_of(64) { g.c_in + 16 } else { g.c_in };
     let patch = Patch {
@@ -83,26 +88,47 @@ fn add_block<T: Element>(
         columns: reach_x.span(g.out.1),
         pixel,
     };
-    let pixels = block.images.len() * block.rows.len() * g.out.1;
+    // Words of a row of outputs, and of the block.
+    let per_row = g.out.1.div_ceil(word.numbers());
+    let pixels = block.images.len() * block.rows.len() * per_row;
     let panels = columns.len().div_ceil(width);
     let (image_len, row_step) = (g.size.0 * g.size.1 * g.c_in, patch.columns * pixel);
-    // One whole panel is read where it is.
-    let per_image = block.rows.len() * g.out.1;
     let first = (block.images.start * g.out.0 + block.rows.start) * g.out.1;
+    // One whole panel is read where it is.
     let in_place = T::as_f32(dys).filter(|_| g.groups == 1 && g.c_out == width);
     let moved_len = if in_place.is_some() { 0 } else { g.groups * panels * pixels * width };
     with_scratch(block.images.len() * patch.len() + moved_len, |scratch| {
         let (copies, moved) = scratch.split_at_mut(block.images.len() * patch.len());
         for (copy, image) in copies.chunks_exact_mut(patch.len()).zip(block.images.clone()) {
-            patch.copy(&xs[image * image_len..][..image_len], g.size, g.c_in, copy, load);
+            let image = &xs[image * image_len..][..image_len];
+            match (word, T::as_bf16(image)) {
+                (Word::Pair, Some(image)) => {
+                    let mut plain = take::<bf16>(patch.len());
+                    patch.copy(image, g.size, g.c_in, &mut plain, |out, xs| out.copy_from_slice(xs));
+                    for (copy, plain) in copy.chunks_exact_mut(row_step).zip(plain.chunks_exact(row_step)) {
+                        pair_pixels(plain, w.stride.1 * pixel, copy);
+                    }
+                }
+                _ => patch.copy(image, g.size, g.c_in, copy, load),
+            }
         }
-        // The output gradient as [group][panel][pixel][panel width].
-        for i in 0..if in_place.is_some() { 0 } else { pixels } {
-            let at = first + i / per_image * (g.out.0 * g.out.1) + i % per_image;
-            for group in 0..g.groups {
-                let dy = &dys[at * g.c_out + group * c_out..][..c_out][columns.clone()];
-                for (panel, dy) in dy.chunks(width).enumerate() {
-                    load(&mut moved[((group * panels + panel) * pixels + i) * width..][..dy.len()], dy);
+        // The output gradient as [group][panel][word of pixels][panel width].
+        let rows = if in_place.is_some() { 0 } else { block.images.len() * block.rows.len() };
+        for row in 0..rows {
+            let at = first + row / block.rows.len() * (g.out.0 * g.out.1) + row % block.rows.len() * g.out.1;
+            let dys = &dys[at * g.c_out..][..g.out.1 * g.c_out];
+            for (i, moved) in moved.chunks_exact_mut(pixels * width).enumerate() {
+                let (group, panel) = (i / panels, i % panels);
+                let (start, len) = (panel * width, width.min(columns.len() - panel * width));
+                let moved = &mut moved[row * per_row * width..][..per_row * width];
+                let channel = group * c_out + columns.start + start;
+                match (word, T::as_bf16(dys)) {
+                    (Word::Pair, Some(dys)) => pair_rows(&dys[channel..], g.c_out, len, moved, width),
+                    _ => {
+                        for (moved, dys) in moved.chunks_exact_mut(width).zip(dys.chunks_exact(g.c_out)) {
+                            load(&mut moved[..len], &dys[channel..][..len]);
+                        }
+                    }
                 }
             }
         }
@@ -118,7 +144,8 @@ fn add_block<T: Element>(
         for image in 0..block.images.len() {
             for row in 0..block.rows.len() {
                 let at = image * patch.len() + row * w.stride.0 * row_step;
-                pixels_seen.extend((0..g.out.1).map(|column| at + column * w.stride.1 * pixel));
+                let columns = (0..g.out.1).step_by(word.numbers());
+                pixels_seen.extend(columns.map(|column| at + column * w.stride.1 * pixel));
             }
         }
         let depth = starts.len();
@@ -128,8 +155,8 @@ fn add_block<T: Element>(
                 (0..depth.div_ceil(chunk)).flat_map(|i| (0..panels).map(move |panel| (i, panel)))
             {
                 let rows = i * chunk..depth.min((i + 1) * chunk);
-                let left =
-                    Left { data: copies, starts: &starts[rows.clone()], runs: &pixels_seen, run: 1, step: 1 };
+                let starts = &starts[rows.clone()];
+                let left = Left { word, data: copies, starts, runs: &pixels_seen, run: 1, step: 1 };
                 let right = match in_place {
                     Some(dys) => &dys[first * width..][..pixels * width],
                     None => &moved[(group * panels + panel) * pixels * width..][..pixels * width],
@@ -148,4 +175,27 @@ fn add_block<T: Element>(
             }
         }
     });
+}
+
+multiversion! {
+    /// Words of each element of a row and the one `distance` further on, zero beyond the end.
+    fn pair_pixels(row: &[bf16], distance: usize, out: &mut [f32]) {
+        let distance = distance.min(row.len());
+        let (with_next, last) = out.split_at_mut(row.len() - distance);
+        pair(with_next, row, &row[distance..]);
+        pair_with_zeros(last, &row[row.len() - distance..]);
+    }
+}
+
+multiversion! {
+    /// Words of the first `len` elements of two rows after each other, rows being `step` apart, to rows of `out` of
+    /// `width`; where their number is odd, the last with zeros.
+    pub(super) fn pair_rows(xs: &[bf16], step: usize, len: usize, out: &mut [f32], width: usize) {
+        for (rows, out) in xs.chunks(2 * step).zip(out.chunks_exact_mut(width)) {
+            match rows.get(step..) {
+                Some(second) if second.len() >= len => pair(&mut out[..len], &rows[..len], &second[..len]),
+                _ => pair_with_zeros(&mut out[..len], &rows[..len]),
+            }
+        }
+    }
 }

@@ -1,9 +1,9 @@
-//! Few output channels leave most of a panel's columns empty. Neighbouring outputs of a row, whose channels lie
+//! Few output channels leave most columns of even the narrowest product empty. Neighbouring outputs of a row, whose channels lie
 //! side by side in memory, are then taken for the channels of one output with a wider window: each tap is
 //! there once for every neighbour, and zero elsewhere.
 
 use super::super::super::Geometry;
-use super::super::product::panel_width;
+use super::super::product::least_width;
 
 /// A convolution with neighbouring outputs taken together.
 pub(super) struct Wide {
@@ -24,7 +24,7 @@ impl Wide {
             return None;
         }
         // A wider window grows slower than the outputs that it serves.
-        let most = panel_width() / g.c_out.max(1);
+        let most = least_width() / g.c_out.max(1);
         let together = (2..=most).rev().find(|&together| g.out.1.is_multiple_of(together))?;
         let mut wide = *g;
         wide.window.kernel.1 += (together - 1) * stride;

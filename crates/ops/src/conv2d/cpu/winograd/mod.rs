@@ -17,7 +17,7 @@ mod weight_gradient;
 use super::super::Geometry;
 use super::Weight;
 use super::finish::{End, Finish};
-use super::product::{Left, Out, Right, multiply, panel_width};
+use super::product::{Left, Out, Right, Word, multiply, panel_width};
 use crate::dispatch::strict_f32;
 use crate::element::Element;
 use crate::inference::{Form, prepared};
@@ -316,7 +316,7 @@ impl<T: Element> Convolution<'_, T> {
     /// The product of one position for a panel of channels: [tile][panel width].
     fn product(&self, seen: &[f32], starts: &[usize], filters: &[f32], result: &mut [f32]) {
         let width = panel_width();
-        let left = Left { data: seen, starts, runs: &[0], run: self.g.c_in, step: 1 };
+        let left = Left { word: Word::Single, data: seen, starts, runs: &[0], run: self.g.c_in, step: 1 };
         let out = Out { data: result, stride: width, columns: width, end: End::Set };
         multiply(left, Right { data: filters, step: width, next: &[] }, out);
     }

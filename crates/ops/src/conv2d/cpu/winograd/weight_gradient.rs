@@ -3,7 +3,7 @@
 use super::super::super::Geometry;
 use super::super::finish::End;
 use super::super::from_columns;
-use super::super::product::{Left, Out, Right, multiply, panel_width};
+use super::super::product::{Left, Out, Right, Word, multiply, panel_width};
 use super::layout::{GAP, Source, Store, Tiles};
 use super::{Scheme, transform};
 use crate::element::Element;
@@ -88,7 +88,14 @@ impl<'a> Sums<'a> {
     fn product(&self, position: usize, panel: usize, out: &mut [f32], accumulate: bool) {
         let (width, inputs, gradients) = (panel_width(), self.inputs, self.gradients);
         let data = &self.input[position * inputs.position_len()..][..inputs.position_len()];
-        let left = Left { data, starts: &self.starts, runs: &[0], run: inputs.tiles, step: inputs.block };
+        let left = Left {
+            word: Word::Single,
+            data,
+            starts: &self.starts,
+            runs: &[0],
+            run: inputs.tiles,
+            step: inputs.block,
+        };
         let right = position * gradients.position_len() + panel * gradients.block_len();
         let right = &self.gradient[right..][..gradients.block_len()];
         let right = Right { data: right, step: width, next: &[] };
