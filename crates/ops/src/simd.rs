@@ -76,6 +76,24 @@ pub(crate) trait Vector: Copy {
     /// # Safety
     /// `LANES` floats can be written at `at`.
     unsafe fn store(self, at: *mut f32);
+
+    /// Stores the first `n` lanes, or adds them to what is there.
+    ///
+    /// # Safety
+    /// `n` floats, at most `LANES`, can be read and written at `at`.
+    #[inline(always)]
+    unsafe fn store_first(self, at: *mut f32, n: usize, add: bool) {
+        // As long as the widest register.
+        let mut lanes = [0f32; 16];
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.store(lanes.as_mut_ptr());
+            for (i, &lane) in lanes[..n].iter().enumerate() {
+                let out = &mut *at.add(i);
+                *out = if add { *out + lane } else { lane };
+            }
+        }
+    }
 }
 
 /// What every machine has; the compiler makes it one register or several.
@@ -212,7 +230,7 @@ impl Vector for Neon {
 
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
-    ($(#[$meta:meta])* $name:ident($register:ty), $lanes:literal, $set1:ident, $fma:ident, $add:ident, $max:ident, $min:ident, $load:ident, $store:ident, $spread:ident) => {
+    ($(#[$meta:meta])* $name:ident($register:ty), $lanes:literal, $set1:ident, $fma:ident, $add:ident, $max:ident, $min:ident, $load:ident, $store:ident, $spread:ident, { $($more:tt)* }) => {
         $(#[$meta])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name(pub(crate) $register);
@@ -283,6 +301,8 @@ macro_rules! x86_vector {
                 // SAFETY: as above, and the caller's promise.
                 unsafe { $store(at, self.0) }
             }
+
+            $($more)*
         }
     };
 }
@@ -294,12 +314,50 @@ mod x86 {
 
     x86_vector!(
         /// AVX2 with FMA.
-        Avx2(__m256), 8, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_max_ps, _mm256_min_ps, _mm256_loadu_ps, _mm256_storeu_ps, spread_avx2
+        Avx2(__m256), 8, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_max_ps, _mm256_min_ps, _mm256_loadu_ps, _mm256_storeu_ps, spread_avx2, {}
     );
     x86_vector!(
         /// AVX-512 F.
-        Avx512(__m512), 16, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_max_ps, _mm512_min_ps, _mm512_loadu_ps, _mm512_storeu_ps, spread_avx512
+        Avx512(__m512), 16, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_max_ps, _mm512_min_ps, _mm512_loadu_ps, _mm512_storeu_ps, spread_avx512, {
+            #[inline(always)]
+            unsafe fn store_first(self, at: *mut f32, n: usize, add: bool) {
+                let lanes = first_lanes(n) as u16;
+                // SAFETY: as above, and the caller's promise: other lanes touch no memory.
+                unsafe {
+                    let before = if add { _mm512_maskz_loadu_ps(lanes, at) } else { _mm512_setzero_ps() };
+                    _mm512_mask_storeu_ps(at, lanes, _mm512_add_ps(before, self.0));
+                }
+            }
+        }
     );
+
+    /// One bit for each of the first `n` lanes, up to 32.
+    #[inline(always)]
+    fn first_lanes(n: usize) -> u32 {
+        ((1u64 << n) - 1) as u32
+    }
+
+    impl Avx512 {
+        /// Rounds two registers to the first `n` of 32 elements in bf16, to nearest, ties to even; NaN stays NaN, and what
+        /// is too small for a normal number becomes zero. For functions compiled for AVX-512's BW and BF16.
+        ///
+        /// # Safety
+        /// `n` elements, at most 32, can be written at `at`.
+        #[inline(always)]
+        #[expect(unsafe_code, reason = "processor instructions")]
+        pub(crate) unsafe fn store_rounded(registers: [Self; 2], at: *mut half::bf16, n: usize) {
+            // SAFETY: as above, and the caller's promise: other lanes touch no memory. Registers are bits.
+            unsafe {
+                let rounded = _mm512_cvtne2ps_pbh(registers[1].0, registers[0].0);
+                let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
+                if n == 32 {
+                    _mm512_storeu_si512(at.cast(), rounded);
+                } else {
+                    _mm512_mask_storeu_epi16(at.cast(), first_lanes(n), rounded);
+                }
+            }
+        }
+    }
 
     /// Lane `i` of the result is lane `choice[i]`, for groups of at most four: those do not leave their half.
     ///

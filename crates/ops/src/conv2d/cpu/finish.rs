@@ -3,7 +3,6 @@
 use crate::activation::{Activation, Function, by_activation};
 use crate::element::Element;
 use crate::simd::{Vector, multiversion};
-use candle_core::DType;
 
 pub(super) struct Finish<'a, T> {
     /// For each channel, repeated until it fills some registers. Empty where nothing is done.
@@ -42,8 +41,8 @@ impl<'a, T: Element> Finish<'a, T> {
         by_activation!(self.activation, finish::<T>(&self.scale, &self.shift, residual, ys));
     }
 
-    /// The same for products in f32 with rows of `channels`, before they are written; if the activation can be
-    /// computed there. A residual is better read from end to end, after them.
+    /// The same for products with rows of `channels`, before they are written; if the activation can be computed there.
+    /// A residual is better read from end to end, after them.
     pub(super) fn of_rows(&self, channels: usize, width: usize) -> Option<Rows> {
         let range = match self.activation {
             Activation::Identity => (f32::NEG_INFINITY, f32::INFINITY),
@@ -51,7 +50,7 @@ impl<'a, T: Element> Finish<'a, T> {
             Activation::Relu6 => (0.0, 6.0),
             _ => return None,
         };
-        if T::DTYPE != DType::F32 || self.scale.is_empty() || !self.residual.is_empty() {
+        if self.scale.is_empty() || !self.residual.is_empty() {
             return None;
         }
         // A panel may end beyond the last channel.
@@ -60,7 +59,7 @@ impl<'a, T: Element> Finish<'a, T> {
     }
 }
 
-/// A [`Finish`] of products in f32.
+/// A [`Finish`] of products in registers.
 pub(super) struct Rows {
     /// For each channel, and a panel's width more.
     scale: Vec<f32>,
@@ -104,6 +103,27 @@ impl End<'_> {
     }
 }
 
+/// What `end` makes of a row of a product, two registers wide, whose first column is its `first`.
+///
+/// # Safety
+/// `end` serves the columns.
+#[inline(always)]
+#[expect(unsafe_code, reason = "pointers")]
+pub(super) unsafe fn finished<V: Vector>(sums: [V; 2], end: &End<'_>, first: usize) -> [V; 2] {
+    let End::Finish { scale, shift, range } = end else { return sums };
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Neither loops nor closures, for the compiler to keep the registers.
+        let (scale, shift) = (scale.as_ptr().add(first), shift.as_ptr().add(first));
+        let range = (V::splat(range.0), V::splat(range.1));
+        let sums = [
+            V::load(shift).mul_add(sums[0], V::load(scale)),
+            V::load(shift.add(V::LANES)).mul_add(sums[1], V::load(scale.add(V::LANES))),
+        ];
+        [sums[0].clamp(range.0, range.1), sums[1].clamp(range.0, range.1)]
+    }
+}
+
 /// Writes the first columns of a row of a product, two registers wide, whose first column is the `first` of `end`.
 ///
 /// # Safety
@@ -111,7 +131,7 @@ impl End<'_> {
 #[inline(always)]
 #[expect(unsafe_code, reason = "pointers")]
 pub(super) unsafe fn write<V: Vector>(
-    mut sums: [V; 2],
+    sums: [V; 2],
     out: *mut f32,
     columns: usize,
     end: &End<'_>,
@@ -119,19 +139,9 @@ pub(super) unsafe fn write<V: Vector>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        // Neither loops nor closures, for the compiler to keep the registers.
-        if let End::Finish { scale, shift, range } = end {
-            let (scale, shift) = (scale.as_ptr().add(first), shift.as_ptr().add(first));
-            let range = (V::splat(range.0), V::splat(range.1));
-            sums = [
-                V::load(shift).mul_add(sums[0], V::load(scale)),
-                V::load(shift.add(V::LANES)).mul_add(sums[1], V::load(scale.add(V::LANES))),
-            ];
-            sums = [sums[0].clamp(range.0, range.1), sums[1].clamp(range.0, range.1)];
-        }
-        let add = matches!(end, End::Add);
+        let mut sums = finished(sums, end, first);
+        let (add, next) = (matches!(end, End::Add), out.wrapping_add(V::LANES));
         if columns == 2 * V::LANES {
-            let next = out.add(V::LANES);
             if add {
                 sums = [V::load(out).add(sums[0]), V::load(next).add(sums[1])];
             }
@@ -139,20 +149,9 @@ pub(super) unsafe fn write<V: Vector>(
             sums[1].store(next);
             return;
         }
-        if columns == V::LANES {
-            if add {
-                sums[0] = V::load(out).add(sums[0]);
-            }
-            sums[0].store(out);
-            return;
-        }
-        // Two registers of the widest kind.
-        let mut row = [0f32; 32];
-        sums[0].store(row.as_mut_ptr());
-        sums[1].store(row.as_mut_ptr().add(V::LANES));
-        for (j, &sum) in row[..columns].iter().enumerate() {
-            let out = &mut *out.add(j);
-            *out = if add { *out + sum } else { sum };
+        sums[0].store_first(out, columns.min(V::LANES), add);
+        if columns > V::LANES {
+            sums[1].store_first(next, columns - V::LANES, add);
         }
     }
 }

@@ -4,15 +4,21 @@
 //!
 //! A block of registers holds a *tile* of the result: as many rows as fit, two registers wide.
 
+#[cfg(target_arch = "x86_64")]
+use super::finish::finished;
 use super::finish::{End, write};
 use crate::dispatch::PerSet;
 #[cfg(target_arch = "x86_64")]
 use crate::dispatch::{InstructionSet, instruction_set};
+use crate::element::Element;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Portable, Vector};
+use candle_core::DType;
+#[cfg(target_arch = "x86_64")]
+use half::bf16;
 
 /// What the elements of the two matrices are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,9 +84,10 @@ pub(super) struct Right<'a> {
     pub(super) next: &'a [f32],
 }
 
-/// The result: a matrix with rows of `stride` elements, of which the first `columns` are computed.
-pub(super) struct Out<'a> {
-    pub(super) data: &'a mut [f32],
+/// The result: a matrix with rows of `stride` elements, of which the first `columns` are computed. In bf16 it is rounded
+/// before it is written, and is a product of [`Word::Pair`].
+pub(super) struct Out<'a, T = f32> {
+    pub(super) data: &'a mut [T],
     pub(super) stride: usize,
     pub(super) columns: usize,
     pub(super) end: End<'a>,
@@ -99,7 +106,9 @@ struct Tile<'a> {
     /// for other addresses the processor searches each time.
     next: *const f32,
     next_step: usize,
+    /// Elements in bf16 where they are `rounded`.
     out: *mut f32,
+    rounded: bool,
     stride: usize,
     columns: usize,
     end: End<'a>,
@@ -163,7 +172,8 @@ pub(super) fn tile_height() -> usize {
 const FEW_TILES: usize = 8;
 
 /// `out = left · right`, or what [`End`] makes of it, for at most [`panel_width`] columns.
-pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
+pub(super) fn multiply<T: Element>(left: Left<'_>, right: Right<'_>, out: Out<'_, T>) {
+    let rounded = T::DTYPE == DType::BF16;
     let kernels = left.word.kernels(out.columns);
     let (rows, depth) = (left.starts.len(), left.runs.len() * left.run);
     assert!((1..=kernels.width).contains(&out.columns));
@@ -173,6 +183,7 @@ pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
     assert!((rows - 1) * out.stride + out.columns <= out.data.len());
     // A finish reads two registers, whatever the tile.
     out.end.check(panel_width());
+    assert!(!rounded || left.word == Word::Pair && !matches!(out.end, End::Add));
     if depth > 0 {
         let (start, run) = (left.starts.iter().max(), left.runs.iter().max());
         let (start, run) = (start.copied().unwrap_or(0), run.copied().unwrap_or(0));
@@ -201,7 +212,8 @@ pub(super) fn multiply(left: Left<'_>, right: Right<'_>, out: Out<'_>) {
             right_step: right.step,
             next,
             next_step,
-            out: out.data[out_at..].as_mut_ptr(),
+            out: out.data[out_at..].as_mut_ptr().cast(),
+            rounded,
             stride: out.stride,
             columns: out.columns,
             end: out.end,
@@ -307,7 +319,7 @@ const ROWS: usize = 12;
 /// compiler, with all but a few registers taken, keeps some sums in memory: half the speed.
 #[cfg(target_arch = "x86_64")]
 macro_rules! avx512_tile {
-    ($name:ident, $features:literal, $multiply:literal: $($row:literal $zmm0:tt $zmm1:tt,)*) => {
+    ($name:ident, $features:literal, $rounds:literal, $multiply:literal: $($row:literal $zmm0:tt $zmm1:tt,)*) => {
         #[target_feature(enable = $features)]
         #[expect(unsafe_code, reason = "see `compute`")]
         unsafe fn $name<const M: usize, const REGISTERS: usize>(tile: &Tile<'_>) {
@@ -317,6 +329,10 @@ macro_rules! avx512_tile {
                 let mut rows = [tile.left; M];
                 for (i, row) in rows.iter_mut().enumerate() {
                     *row = row.add(*tile.starts.get_unchecked(i));
+                    if $rounds && tile.rounded {
+                        Avx512::prefetch(tile.out.cast::<bf16>().wrapping_add(i * tile.stride).cast());
+                        continue;
+                    }
                     for register in 0..REGISTERS {
                         Avx512::prefetch(tile.out.wrapping_add(i * tile.stride + register * Avx512::LANES));
                     }
@@ -373,14 +389,21 @@ macro_rules! avx512_tile {
                         options(nostack, readonly),
                     );
                 }
+                if $rounds && tile.rounded {
+                    for (i, sums) in sums.iter().take(M).enumerate() {
+                        let out = tile.out.cast::<bf16>().add(i * tile.stride);
+                        Avx512::store_rounded(finished(*sums, &tile.end, 0), out, tile.columns);
+                    }
+                    return;
+                }
                 for (i, sums) in sums.iter().take(M).enumerate() {
                     write(*sums, tile.out.add(i * tile.stride), tile.columns, &tile.end, 0);
                 }
             }
         }
     };
-    ($name:ident, $features:literal, $multiply:literal) => {
-        avx512_tile!($name, $features, $multiply:
+    ($name:ident, $features:literal, $rounds:literal, $multiply:literal) => {
+        avx512_tile!($name, $features, $rounds, $multiply:
             0 "zmm0" "zmm1", 1 "zmm2" "zmm3", 2 "zmm4" "zmm5", 3 "zmm6" "zmm7", 4 "zmm8" "zmm9", 5 "zmm10" "zmm11",
             6 "zmm12" "zmm13", 7 "zmm14" "zmm15", 8 "zmm16" "zmm17", 9 "zmm18" "zmm19", 10 "zmm20" "zmm21",
             11 "zmm22" "zmm23",);
@@ -388,9 +411,9 @@ macro_rules! avx512_tile {
 }
 
 #[cfg(target_arch = "x86_64")]
-avx512_tile!(avx512, "avx512f", "vfmadd231ps");
+avx512_tile!(avx512, "avx512f", false, "vfmadd231ps");
 #[cfg(target_arch = "x86_64")]
-avx512_tile!(avx512_bf16, "avx512f,avx512bf16", "vdpbf16ps");
+avx512_tile!(avx512_bf16, "avx512f,avx512bw,avx512bf16", true, "vdpbf16ps");
 
 #[cfg(test)]
 mod tests {

@@ -11,6 +11,7 @@ use crate::element::{Element, load, store};
 use crate::pairs::{elements_mut, words};
 use crate::parallel::{each, map, with_scratch};
 use crate::pool::{Buffer, take};
+use candle_core::DType;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -94,6 +95,16 @@ impl Correlation {
         (target, target.div_ceil(panel_width()))
     }
 
+    /// Whether products are written to the target as they come.
+    fn in_place<T: Element>(&self) -> bool {
+        let as_they_are = match self.products {
+            Products::Groups(Word::Pair) => T::DTYPE == DType::BF16,
+            Products::Groups(Word::Single) | Products::Narrow => T::DTYPE == DType::F32,
+            Products::Tiles => false,
+        };
+        as_they_are && self.passes.len() == 1
+    }
+
     /// Words of a source pixel.
     fn source_words(&self) -> usize {
         self.source_channels.div_ceil(self.products.word().numbers())
@@ -136,8 +147,7 @@ impl Correlation {
         let splits = if self.groups == 1 { tasks.div_ceil(blocks.len().max(1)).clamp(1, panels) } else { 1 };
         if splits == 1 {
             // In registers, where products are written once.
-            let in_place = self.passes.len() == 1 && self.products != Products::Tiles;
-            let of_rows = finish.of_rows(c, panel_width()).filter(|_| in_place);
+            let of_rows = finish.of_rows(c, panel_width()).filter(|_| self.in_place::<T>());
             each(parts, |_, (block, at, out)| {
                 self.block(xs, block, 0..panels, out, c, of_rows.as_ref());
                 if of_rows.is_none() {
@@ -212,8 +222,7 @@ impl Correlation {
         };
         let copy_len = if direct.is_some() { 0 } else { patch.len() / word.numbers() };
         let positions = block.images.len() * block.rows.len() * columns;
-        let in_place = T::as_f32_mut(out).is_some() && self.passes.len() == 1;
-        let result_len = if in_place { 0 } else { positions * self.of_group().0 };
+        let result_len = if self.in_place::<T>() { 0 } else { positions * self.of_group().0 };
         let copies_len = block.images.len() * copy_len;
         with_scratch(copies_len + result_len, |scratch| {
             let (copies, result) = scratch.split_at_mut(copies_len);
@@ -290,17 +299,17 @@ impl Correlation {
                 let next = if panel + 1 < panels.end { &rest[..panel_len] } else { &[] };
                 let weights = Right { data: weights, step: width, next };
                 let first = first_column(panel, c_target, width) - columns.start;
-                let (data, stride, end) = match T::as_f32_mut(out) {
-                    Some(out) if self.passes.len() == 1 => {
-                        let channel = group * c_target + first;
-                        (&mut out[channel..], channels, place.end(channel))
-                    }
-                    _ => (&mut result[first..], columns.len(), End::Set),
-                };
-                let product = Out { data, stride, columns: width.min(c_target), end };
-                multiply(left, weights, product);
+                let len = width.min(c_target);
+                if self.in_place::<T>() {
+                    let channel = group * c_target + first;
+                    let (data, end) = (&mut out[channel..], place.end(channel));
+                    multiply(left, weights, Out { data, stride: channels, columns: len, end });
+                } else {
+                    let (data, stride) = (&mut result[first..], columns.len());
+                    multiply(left, weights, Out { data, stride, columns: len, end: End::Set });
+                }
             }
-            if T::as_f32_mut(out).is_none() || self.passes.len() > 1 {
+            if !self.in_place::<T>() {
                 let result = &result[..left.starts.len() * columns.len()];
                 place.copy(self, result, columns.len(), group * c_target, out);
             }
