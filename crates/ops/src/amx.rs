@@ -130,65 +130,6 @@ impl Drop for Tiles {
     }
 }
 
-/// Turns a matrix of words round: `xs` has rows of `columns` words, `out` columns of them. Both numbers are
-/// multiples of eight.
-///
-/// # Panics
-/// Where they are not, or [`crate::dispatch::instruction_set`] is less than AVX2.
-pub(crate) fn transpose(xs: &[f32], columns: usize, out: &mut [f32]) {
-    use crate::dispatch::{InstructionSet, instruction_set};
-    let rows = xs.len() / columns;
-    assert!(instruction_set() >= InstructionSet::Avx2);
-    assert!(rows.is_multiple_of(8) && columns.is_multiple_of(8));
-    assert!(xs.len() == rows * columns && out.len() == xs.len());
-    for row in (0..rows).step_by(8) {
-        for column in (0..columns).step_by(8) {
-            let (from, to) = (row * columns + column, column * rows + row);
-            #[expect(unsafe_code, reason = "processor instructions")]
-            // SAFETY: AVX2 is there. A square of eight is read from within `xs` and written within `out`, whose
-            // rows are `columns` and `rows` long.
-            unsafe {
-                transpose_square(xs.as_ptr().add(from), columns, out.as_mut_ptr().add(to), rows);
-            }
-        }
-    }
-}
-
-/// Eight rows of eight words, `pitch` apart, to eight that are `out_pitch` apart.
-///
-/// # Safety
-/// The processor has AVX2, and both squares lie in memory that may be read and written.
-#[expect(unsafe_code, reason = "processor instructions")]
-#[target_feature(enable = "avx2")]
-unsafe fn transpose_square(xs: *const f32, pitch: usize, out: *mut f32, out_pitch: usize) {
-    use std::arch::x86_64::*;
-    // SAFETY: the contract of this function.
-    let row = |i: usize| unsafe { _mm256_loadu_ps(xs.add(i * pitch)) };
-    let rows: [__m256; 8] = std::array::from_fn(row);
-    // Words of two rows, then of four, then of all.
-    let pairs: [[__m256; 2]; 4] = std::array::from_fn(|i| {
-        let (a, b) = (rows[2 * i], rows[2 * i + 1]);
-        [_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)]
-    });
-    let fours: [[__m256; 4]; 2] = std::array::from_fn(|i| {
-        let ([a, b], [c, d]) = (pairs[2 * i], pairs[2 * i + 1]);
-        [
-            _mm256_shuffle_ps::<0x44>(a, c),
-            _mm256_shuffle_ps::<0xee>(a, c),
-            _mm256_shuffle_ps::<0x44>(b, d),
-            _mm256_shuffle_ps::<0xee>(b, d),
-        ]
-    });
-    let [low, high] = fours;
-    for (i, (low, high)) in low.into_iter().zip(high).enumerate() {
-        // SAFETY: the contract of this function.
-        unsafe {
-            _mm256_storeu_ps(out.add(i * out_pitch), _mm256_permute2f128_ps::<0x20>(low, high));
-            _mm256_storeu_ps(out.add((i + 4) * out_pitch), _mm256_permute2f128_ps::<0x31>(low, high));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,21 +164,6 @@ mod tests {
             };
             let expected: f64 = (0..depth).map(product).sum();
             assert!((f64::from(found) - expected).abs() < 1e-4, "{i}: {found} for {expected}");
-        }
-    }
-
-    #[test]
-    fn a_matrix_is_turned_round() {
-        if instruction_set() < InstructionSet::Avx2 {
-            eprintln!("no AVX2 here: nothing was tested");
-            return;
-        }
-        let (rows, columns) = (24, 32);
-        let xs: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
-        let mut out = vec![f32::NAN; xs.len()];
-        transpose(&xs, columns, &mut out);
-        for (i, x) in out.into_iter().enumerate() {
-            assert_eq!(x, xs[i % rows * columns + i / rows]);
         }
     }
 }

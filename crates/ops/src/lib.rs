@@ -50,6 +50,7 @@ mod taps;
 mod team;
 mod timing;
 pub mod trace;
+mod transpose;
 mod window;
 
 // The cases of the tests name the crate as its users do.

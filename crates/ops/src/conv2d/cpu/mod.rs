@@ -55,7 +55,7 @@ pub(super) fn describe(g: &Geometry, dtype: DType) -> &'static str {
     match algorithm(g, dtype) {
         Algorithm::Gemm if gemm::on_tiles(g, dtype) && dtype == DType::BF16 => "bf16 on amx",
         Algorithm::Gemm if gemm::on_tiles(g, dtype) => "three times bf16 on amx",
-        Algorithm::Gemm if gemm::word(g, dtype) == Word::Pair => "bf16 on avx-512",
+        Algorithm::Gemm if gemm::word_of(g, dtype) == Word::Pair => "bf16 on avx-512",
         algorithm => algorithm.name(),
     }
 }

@@ -6,7 +6,7 @@ use super::super::product::{Left, Out, Right, Word, first_column, multiply, pane
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
-use super::{TASKS, narrow, on_tiles, word};
+use super::{TASKS, narrow, on_tiles, word_of};
 use crate::element::{Element, load, store};
 use crate::pairs::{elements_mut, words};
 use crate::parallel::{each, map, with_scratch};
@@ -62,7 +62,7 @@ impl Products {
         } else if on_tiles(g, T::DTYPE) {
             Self::Tiles
         } else {
-            Self::Groups(word(g, T::DTYPE))
+            Self::Groups(word_of(g, T::DTYPE))
         }
     }
 

@@ -24,9 +24,11 @@ use super::product::{Word, first_column, panel_width};
 use crate::dispatch::{InstructionSet, instruction_set, strict_f32};
 use crate::element::Element;
 use crate::inference::{Form, prepared};
-use crate::pairs;
+use crate::pairs::word;
 use crate::parallel::chunks;
 use crate::pool::{Buffer, take};
+use crate::simd::multiversion;
+use crate::transpose::transpose;
 use candle_core::DType;
 use correlation::{Correlation, Pass, Products};
 use half::bf16;
@@ -48,11 +50,11 @@ pub(super) fn forward<T: Element>(
     let (y, x) = Axis::of_outputs(g);
     let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
     let reach = (Reach::new(std::slice::from_ref(&y)), Reach::new(std::slice::from_ref(&x)));
-    let at = |group, source, target| ((group * c_out + target) * c_in + source) * taps;
+    let steps = Steps { group: c_out * c_in * taps, source: taps, target: c_in * taps };
     let form = Form::Panels { bf16: T::DTYPE == DType::BF16, tiles: products == Products::Tiles };
     let weights = prepared(weight.id, form, || {
         let widened = wide.as_ref().map(|wide| wide.weight(weight.values));
-        pack::<T>(g, products, (&y, &x), (c_in, c_out), widened.as_deref().unwrap_or(weight.values), at)
+        pack::<T>(g, products, (&y, &x), (c_in, c_out), widened.as_deref().unwrap_or(weight.values), steps)
     });
     let passes = vec![Pass { weights, y, x }];
     let (source, target) = (g.size, g.out);
@@ -73,11 +75,11 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     let xs = Axis::phases(g.size.1, w.kernel.1, w.stride.1, w.padding.1, w.dilation.1);
     let ((c_in, c_out), taps) = (g.group_channels(), g.taps());
     let (reach, products) = ((Reach::new(&ys), Reach::new(&xs)), Products::of::<T>(g));
-    let at = |group, source, target| ((group * c_out + source) * c_in + target) * taps;
+    let steps = Steps { group: c_out * c_in * taps, source: c_in * taps, target: taps };
     let mut passes = Vec::new();
     for y in &ys {
         for x in &xs {
-            let weights = Arc::new(pack::<T>(g, products, (y, x), (c_out, c_in), weight, at));
+            let weights = Arc::new(pack::<T>(g, products, (y, x), (c_out, c_in), weight, steps));
             passes.push(Pass { weights, y: y.clone(), x: x.clone() });
         }
     }
@@ -153,7 +155,7 @@ pub(super) fn on_tiles(g: &Geometry, dtype: DType) -> bool {
 
 /// What products of maps in `dtype` are formed of where no other path serves them: pairs of bf16 where the processor
 /// multiplies them. Channels of a group are whole words; those of one group can be filled up with zeros.
-pub(super) fn word(g: &Geometry, dtype: DType) -> Word {
+pub(super) fn word_of(g: &Geometry, dtype: DType) -> Word {
     #[cfg(target_arch = "x86_64")]
     if dtype == DType::BF16 && instruction_set() >= InstructionSet::Avx512Bf16 {
         let (c_in, c_out) = g.group_channels();
@@ -169,30 +171,48 @@ pub(super) fn word(g: &Geometry, dtype: DType) -> Word {
 /// AMX; in pairs, which are twice as quick as f32, where channels are few.
 pub(super) fn outruns_winograd(g: &Geometry) -> bool {
     const CHANNELS: usize = 64;
-    on_tiles(g, DType::BF16) || word(g, DType::BF16) == Word::Pair && g.c_in.min(g.c_out) < CHANNELS
+    on_tiles(g, DType::BF16) || word_of(g, DType::BF16) == Word::Pair && g.c_in.min(g.c_out) < CHANNELS
 }
 
-/// Weights as [group][panel][tap × word of source channels][panel width], rounded as `T` stores them. `at` says where
-/// the taps for (group, source channel, target channel) start.
+/// How far apart the weights of neighbouring groups, source channels and target channels are. Those of one source and
+/// target channel, a tap after the other, are neighbours of the next source's or the next target's.
+#[derive(Clone, Copy)]
+struct Steps {
+    group: usize,
+    source: usize,
+    target: usize,
+}
+
+impl Steps {
+    /// Where the taps of a source and a target channel start.
+    fn start(self, group: usize, source: usize, target: usize) -> usize {
+        group * self.group + source * self.source + target * self.target
+    }
+}
+
+/// Weights as [group][panel][tap × word of source channels][panel width], rounded as `T` stores them.
 fn pack<T: Element>(
     g: &Geometry,
     products: Products,
     (y, x): (&Axis, &Axis),
     (c_source, c_target): (usize, usize),
     weight: &[f32],
-    at: impl Fn(usize, usize, usize) -> usize + Sync,
+    steps: Steps,
 ) -> Buffer<f32> {
-    const STEP: usize = 16;
+    /// Rows that are turned round together, about.
+    const ROWS: usize = 128;
     let width = panel_width();
     let taps: Vec<usize> =
         y.taps.iter().flat_map(|y| x.taps.iter().map(move |x| y.1 * g.window.kernel.1 + x.1)).collect();
     if products == Products::Narrow {
-        return narrow::pack::<T>(g, &taps, weight, at);
+        return narrow::pack::<T>(g, &taps, weight, |group, source, target| {
+            steps.start(group, source, target)
+        });
     }
     #[cfg(target_arch = "x86_64")]
     if products == Products::Tiles {
         let row = |k: usize| (k % c_source, taps[k / c_source]);
-        let element = |(source, tap), target| weight[at(0, source, target) + tap];
+        let element = |(source, tap), target| weight[steps.start(0, source, target) + tap];
         return tiles::pack::<T, _>(taps.len() * c_source, c_target, row, element);
     }
     let Products::Groups(word) = products else { return take::<f32>(0) };
@@ -200,24 +220,59 @@ fn pack<T: Element>(
     let mut packed = take::<f32>(g.groups * panels * taps.len() * words * width);
     chunks(&mut packed, taps.len() * words * width, |i, out| {
         let (group, first) = (i / panels, first_column(i % panels, c_target, width));
-        // A few source channels at a time, for both sides to stay in cache.
-        for some in (0..words).step_by(STEP) {
-            for target in first..(first + width).min(c_target) {
-                for i in some..(some + STEP).min(words) {
-                    let weight = |source: usize, tap: usize| weight[at(group, source, target) + tap];
-                    for (j, &tap) in taps.iter().enumerate() {
-                        out[(j * words + i) * width + target - first] = match word {
-                            Word::Single => T::round(weight(i, tap)),
-                            Word::Pair => {
-                                let second = 2 * i + 1;
-                                let second = if second < c_source { weight(second, tap) } else { 0.0 };
-                                pairs::word(bf16::from_f32(weight(2 * i, tap)), bf16::from_f32(second))
-                            }
-                        };
+        let (columns, of_kernel) = (width.min(c_target), g.taps());
+        let step = (ROWS / of_kernel).max(8).next_multiple_of(2);
+        // [source channel × tap of the kernel][column] of a few source channels, for all of it to stay in cache.
+        let mut turned = take::<f32>(step * of_kernel * width);
+        for some in (0..c_source).step_by(step) {
+            let sources = step.min(c_source - some);
+            let weight = |source| &weight[steps.start(group, source, first)..];
+            if steps.source == of_kernel {
+                transpose(weight(some), steps.target, (columns, sources * of_kernel), &mut turned, width);
+            } else {
+                for (i, turned) in turned.chunks_exact_mut(of_kernel * width).take(sources).enumerate() {
+                    transpose(weight(some + i), steps.target, (columns, of_kernel), turned, width);
+                }
+            }
+            for (j, &tap) in taps.iter().enumerate() {
+                let row = |source: usize| &turned[(source * of_kernel + tap) * width..][..columns];
+                for source in (0..sources).step_by(word.numbers()) {
+                    let at = (j * words + (some + source) / word.numbers()) * width;
+                    let out = &mut out[at..][..columns];
+                    match word {
+                        Word::Single => round::<T>(row(source), out),
+                        Word::Pair => {
+                            let second = if source + 1 < sources { row(source + 1) } else { &[] };
+                            round_pairs(row(source), second, out);
+                        }
                     }
                 }
             }
         }
     });
     packed
+}
+
+multiversion! {
+    fn round<T: Element>(xs: &[f32], out: &mut [f32]) {
+        for (out, &x) in out.iter_mut().zip(xs) {
+            *out = T::round(x);
+        }
+    }
+}
+
+multiversion! {
+    /// Words of the elements of two rows, rounded; the second may be empty for zeros.
+    fn round_pairs(first: &[f32], second: &[f32], out: &mut [f32]) {
+        let rounded = <bf16 as Element>::from_f32;
+        if second.len() < first.len() {
+            for (out, &first) in out.iter_mut().zip(first) {
+                *out = word(rounded(first), bf16::ZERO);
+            }
+            return;
+        }
+        for ((out, &first), &second) in out.iter_mut().zip(first).zip(second) {
+            *out = word(rounded(first), rounded(second));
+        }
+    }
 }

@@ -6,7 +6,7 @@ use super::super::super::Geometry;
 use super::super::finish::End;
 use super::super::product::{Left, Out, Right, Word, multiply, panel_width, tile_height};
 use super::weight_gradient::pair_rows;
-use super::{TASKS, word};
+use super::{TASKS, word_of};
 use crate::element::{Element, load};
 use crate::pairs::{pair, pair_with_zeros};
 use crate::parallel::{buffer, chunks, map, with_scratch};
@@ -108,7 +108,7 @@ fn add_pixels<T: Element>(
     if pixels.is_empty() {
         sums.fill(0.0);
     }
-    let word = word(g, T::DTYPE);
+    let word = word_of(g, T::DTYPE);
     let most = BLOCK_PIXELS.min(pixels.len()).div_ceil(word.numbers());
     let left_len = tiles * height * most;
     let starts: Vec<usize> = (0..height).collect();

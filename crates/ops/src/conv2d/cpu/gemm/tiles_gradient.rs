@@ -8,12 +8,13 @@ use super::super::super::Geometry;
 use super::TASKS;
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 use super::tiles::{LOW_ON_THE_LEFT, LOW_ON_THE_RIGHT, part, parts};
-use crate::amx::{SIDE, STEP, STEP_WORDS, Tiles, transpose};
+use crate::amx::{SIDE, STEP, STEP_WORDS, Tiles};
 use crate::element::Element;
 use crate::pairs::{elements, pair, pair_with_zeros};
 use crate::parallel::{buffer, chunks, map};
 use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
+use crate::transpose::transpose;
 use half::bf16;
 use std::ops::Range;
 
@@ -92,7 +93,7 @@ fn turn<T: Element>(g: &Geometry, dys: &[T], block: &Block) -> Buffer<f32> {
         paired.fill(0.0);
         let run = Run { at: tile * SIDE, column: 0, len: channels };
         interleave_parts(&sources, LOW_ON_THE_LEFT, &starts, &[run], SIDE, &mut paired);
-        transpose(&paired, SIDE, turned);
+        transpose(&paired, SIDE, (pairs, SIDE), turned, pairs);
     }
     turned
 }

@@ -6,7 +6,7 @@ use super::super::finish::End;
 use super::super::from_columns;
 use super::super::product::{Left, Out, Right, Word, multiply, panel_width};
 use super::reach::{Axis, Block, Patch, Reach, blocks};
-use super::{TASKS, word};
+use super::{TASKS, word_of};
 use crate::element::{Element, load};
 use crate::pairs::{pair, pair_with_zeros};
 use crate::parallel::{buffer, chunks, map, with_scratch};
@@ -79,7 +79,7 @@ fn add_block<T: Element>(
     let ((c_in, c_out), width, w) = (g.group_channels(), panel_width(), &g.window);
     let (y, x) = Axis::of_outputs(g);
     let (reach_y, reach_x) = (Reach::new(std::slice::from_ref(&y)), Reach::new(std::slice::from_ref(&x)));
-    let word = word(g, T::DTYPE);
+    let word = word_of(g, T::DTYPE);
     // Pixels a power of two apart would share a few sets of the cache.
     let pixel = if g.c_in.is_multiple_of(64) { g.c_in + 16 } else { g.c_in };
     let patch = Patch {
