@@ -160,6 +160,22 @@ multiversion! {
     }
 }
 
+/// Rounds floats to those that `T` can store.
+#[inline(always)]
+pub(crate) fn round<T: Element>(xs: &mut [f32]) {
+    if T::DTYPE != DType::F32 {
+        round_each::<T>(xs);
+    }
+}
+
+multiversion! {
+    fn round_each<T: Element>(xs: &mut [f32]) {
+        for x in xs {
+            *x = T::round(*x);
+        }
+    }
+}
+
 /// The contiguous elements of one operand of a custom op.
 pub(crate) fn operand<'a, T: Element>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     let Some((start, end)) = layout.contiguous_offsets() else {

@@ -22,7 +22,7 @@ use super::Weight;
 use super::finish::Finish;
 use super::product::{Word, first_column, panel_width};
 use crate::dispatch::{InstructionSet, instruction_set, strict_f32};
-use crate::element::Element;
+use crate::element::{Element, round};
 use crate::inference::{Form, prepared};
 use crate::pairs::word;
 use crate::parallel::chunks;
@@ -240,7 +240,10 @@ fn pack<T: Element>(
                     let at = (j * words + (some + source) / word.numbers()) * width;
                     let out = &mut out[at..][..columns];
                     match word {
-                        Word::Single => round::<T>(row(source), out),
+                        Word::Single => {
+                            out.copy_from_slice(row(source));
+                            round::<T>(out);
+                        }
                         Word::Pair => {
                             let second = if source + 1 < sources { row(source + 1) } else { &[] };
                             round_pairs(row(source), second, out);
@@ -251,14 +254,6 @@ fn pack<T: Element>(
         }
     });
     packed
-}
-
-multiversion! {
-    fn round<T: Element>(xs: &[f32], out: &mut [f32]) {
-        for (out, &x) in out.iter_mut().zip(xs) {
-            *out = T::round(x);
-        }
-    }
 }
 
 multiversion! {

@@ -19,10 +19,11 @@ use super::Weight;
 use super::finish::{End, Finish};
 use super::product::{Left, Out, Right, Word, multiply, panel_width};
 use crate::dispatch::strict_f32;
-use crate::element::Element;
+use crate::element::{Element, round};
 use crate::inference::{Form, prepared};
 use crate::parallel::{each, with_scratch};
 use crate::pool::{Buffer, take};
+use crate::transpose::transpose;
 use candle_core::{DType, TensorId};
 use layout::{GAP, Source, Store, Tiles};
 use std::ops::Range;
@@ -117,17 +118,24 @@ impl<T: Element> Filters<'_, T> {
         let mut taps = vec![0f32; STEP * 9 * width];
         for first in (0..self.c_in).step_by(STEP) {
             let inputs = first..(first + STEP).min(self.c_in);
-            for (lane, o) in channels.clone().enumerate() {
-                for (i, ci) in inputs.clone().enumerate() {
-                    let weight = &self.weight[ci * self.steps.0 + o * self.steps.1..][..9];
-                    for (tap, &w) in weight.iter().enumerate() {
-                        let tap = if self.turned { 8 - tap } else { tap };
-                        taps[(i * 9 + tap) * width + lane] = T::round(w);
-                    }
+            let weight = |ci: usize| &self.weight[ci * self.steps.0 + channels.start * self.steps.1..];
+            if self.steps.0 == 9 {
+                let size = (channels.len(), inputs.len() * 9);
+                transpose(weight(first), self.steps.1, size, &mut taps, width);
+            } else {
+                for (ci, taps) in inputs.clone().zip(taps.chunks_exact_mut(9 * width)) {
+                    transpose(weight(ci), self.steps.1, (channels.len(), 9), taps, width);
                 }
             }
-            for (i, ci) in inputs.enumerate() {
-                (self.scheme.filters)(&taps[i * 9 * width..][..9 * width], out, ci * width);
+            round::<T>(&mut taps);
+            for (ci, taps) in inputs.zip(taps.chunks_exact_mut(9 * width)) {
+                if self.turned {
+                    for tap in 0..4 {
+                        let (before, after) = taps.split_at_mut((8 - tap) * width);
+                        before[tap * width..][..width].swap_with_slice(&mut after[..width]);
+                    }
+                }
+                (self.scheme.filters)(taps, out, ci * width);
             }
         }
     }
