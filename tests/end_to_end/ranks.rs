@@ -45,8 +45,9 @@ fn two_ranks_are_one(options: &str, tolerance: f32, two: impl Fn(&Shell, &str)) 
 const NETWORKS: [(&str, f32); 3] = [
     ("--model caffe_lenet --lr 0.02", 1e-5),
     ("--model mlp --lr 0.02 --dropout 0.3 --ema 0.9", 1e-5),
-    // At a small rate: the signs of values near zero decide about gradients here, and rounding about those signs.
-    ("--model cifar_resnet20 --lr 1e-4 --sync-batch-norm", 2e-4),
+    // At a small rate: the signs of values near zero decide about gradients here, and rounding about those signs. Which
+    // of them turn differs from one instruction set to the next: 0.9e-4 to 2.1e-4 were seen.
+    ("--model cifar_resnet20 --lr 1e-4 --sync-batch-norm", 5e-4),
 ];
 
 #[test]

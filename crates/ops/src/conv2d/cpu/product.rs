@@ -439,6 +439,38 @@ mod tests {
         }
     }
 
+    /// Products that are rounded as they are written, against those that are not.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn rounded_tiles_are_the_others_rounded() {
+        if instruction_set() < InstructionSet::Avx512Bf16 {
+            eprintln!("no products of bf16 here: nothing was tested");
+            return;
+        }
+        let (width, depth) = (panel_width(), 5);
+        let word = |i: usize| crate::pairs::word(bf16::from_f32(i as f32 - 40.0), bf16::from_f32(0.3));
+        let data: Vec<f32> = (0..400).map(|i| word(i * 37 % 101)).collect();
+        let right: Vec<f32> = (0..depth * width).map(|i| word(i * 31 % 89)).collect();
+        let (scale, shift) = (vec![0.37; width], vec![-1.5; width]);
+        let finish = End::Finish { scale: &scale, shift: &shift, range: (0.0, 900.0) };
+        for rows in [1, 11, 12, 29] {
+            for (columns, end) in [(width, End::Set), (width - 5, finish), (width / 2, finish), (3, End::Set)]
+            {
+                let starts: Vec<usize> = (0..rows).map(|i| i * 13).collect();
+                let left =
+                    Left { word: Word::Pair, data: &data, starts: &starts, runs: &[0], run: depth, step: 1 };
+                let right = Right { data: &right, step: width, next: &[] };
+                let stride = columns + 1;
+                let (mut exact, mut rounded) =
+                    (vec![7.0; rows * stride], vec![bf16::from_f32(7.0); rows * stride]);
+                multiply(left, right, Out { data: &mut exact, stride, columns, end });
+                multiply(left, right, Out { data: &mut rounded, stride, columns, end });
+                let expected: Vec<bf16> = exact.iter().map(|&x| bf16::from_f32(x)).collect();
+                assert_eq!(rounded, expected, "{rows} rows of {columns}");
+            }
+        }
+    }
+
     fn tiles_of_words_equal_plain_sums(word: Word) {
         let width = panel_width();
         let number = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;
