@@ -214,3 +214,26 @@ fn nan_stays_nan() -> Result<()> {
     }
     Ok(())
 }
+
+/// Kernels leave what they like in memory that the next ones get; none of it may reach a result.
+#[test]
+fn nothing_is_left_from_one_map_to_the_next() -> Result<()> {
+    let run = |dtype: DType, c_in: usize, first: f32| -> Result<Vec<f32>> {
+        let images = values(1, &[8, c_in, 15, 15])?.affine(0.0, f64::from(first))?;
+        let (images, weight) = (Var::from_tensor(&images)?, Var::from_tensor(&values(2, &[5, c_in, 3, 3])?)?);
+        let xs = FeatureMap::from_nchw(&images.to_dtype(dtype)?)?;
+        let sum = conv2d(&xs, &weight, None, &Conv2dConfig::new(2, 1))?.to_nchw()?.sum_all()?;
+        let gradients = sum.to_dtype(DType::F32)?.backward()?;
+        let of =
+            |var: &Var| gradients.get(var.as_tensor()).expect("a gradient").flatten_all()?.to_vec1::<f32>();
+        Ok([of(&images)?, of(&weight)?].concat())
+    };
+    for dtype in [DType::F32, DType::BF16] {
+        for c_in in [1, 3, 7] {
+            run(dtype, 40, f32::NAN)?;
+            let found = run(dtype, c_in, 1.0)?;
+            assert!(found.iter().all(|x| x.is_finite()), "{dtype:?}, {c_in} channels");
+        }
+    }
+    Ok(())
+}
