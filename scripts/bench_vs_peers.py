@@ -278,7 +278,8 @@ def processor(device):
     info = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
     flags = next((line for line in info if line.startswith("flags")), "")
-    sets = [name for flag, name in (("amx_bf16", "AMX"), ("avx512f", "AVX-512"), ("avx2", "AVX2")) if f" {flag} " in flags]
+    known = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+    sets = [name for flag, name in known.items() if flag in flags.split()]
     return f"{names[0] if names else platform.processor()} ({', '.join(sets) or 'no AVX2'})"
 
 

@@ -16,6 +16,7 @@ pub(crate) trait Element: WithDType + Default {
     fn as_f32_mut(xs: &mut [Self]) -> Option<&mut [f32]>;
     /// The slice itself where elements are bf16.
     fn as_bf16(xs: &[Self]) -> Option<&[bf16]>;
+    fn as_bf16_mut(xs: &mut [Self]) -> Option<&mut [bf16]>;
     #[cfg(target_arch = "x86_64")]
     fn of_bf16_mut(xs: &mut [bf16]) -> Option<&mut [Self]>;
     fn slice(storage: &CpuStorage) -> Option<&[Self]>;
@@ -40,13 +41,20 @@ impl Element for f32 {
     fn from_f32(x: f32) -> Self {
         x
     }
+    #[inline(always)]
     fn as_f32(xs: &[Self]) -> Option<&[f32]> {
         Some(xs)
     }
+    #[inline(always)]
     fn as_f32_mut(xs: &mut [Self]) -> Option<&mut [f32]> {
         Some(xs)
     }
+    #[inline(always)]
     fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
+        None
+    }
+    #[inline(always)]
+    fn as_bf16_mut(_: &mut [Self]) -> Option<&mut [bf16]> {
         None
     }
     #[cfg(target_arch = "x86_64")]
@@ -93,13 +101,20 @@ impl Element for bf16 {
         let nan = (bits >> 16) | 0x40;
         bf16::from_bits((if x.is_nan() { nan } else { rounded }) as u16)
     }
+    #[inline(always)]
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
     }
+    #[inline(always)]
     fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
+    #[inline(always)]
     fn as_bf16(xs: &[Self]) -> Option<&[bf16]> {
+        Some(xs)
+    }
+    #[inline(always)]
+    fn as_bf16_mut(xs: &mut [Self]) -> Option<&mut [bf16]> {
         Some(xs)
     }
     #[cfg(target_arch = "x86_64")]

@@ -42,6 +42,7 @@ mod pool;
 pub mod radix_softmax;
 pub mod ranks;
 pub mod rng;
+mod rows;
 mod scoped;
 pub mod sgd;
 mod simd;

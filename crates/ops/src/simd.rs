@@ -1,5 +1,8 @@
 //! Instruction sets chosen at run time.
 
+use crate::element::Element;
+use half::bf16;
+
 /// Compiles a function once for each instruction set and calls the best one that this machine has.
 ///
 /// The body is plain Rust that the compiler vectorises. It contracts nothing into fused multiply-adds by
@@ -34,6 +37,46 @@ macro_rules! multiversion {
 }
 pub(crate) use multiversion;
 
+/// As [`multiversion`], for a body that works on registers of the set: it starts with `<V>`, the name under which it uses
+/// their [`Vector`], and the types after a semicolon are the function's own.
+macro_rules! vectorised {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident <$v:ident $(; $($t:ident : $bound:path),+)?> ($($arg:ident : $ty:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        #[cfg_attr(
+            target_arch = "x86_64",
+            expect(unsafe_code, reason = "calls a version compiled for a detected instruction set")
+        )]
+        $vis fn $name $(<$($t: $bound),+>)? ($($arg: $ty),*) {
+            #[inline(always)]
+            fn body<$v: $crate::simd::Vector $(, $($t: $bound),+)?> ($($arg: $ty),*) $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::simd::{Avx2, Avx512};
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn avx512 $(<$($t: $bound),+>)? ($($arg: $ty),*) { body::<Avx512 $(, $($t),+)?>($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) { body::<Avx2 $(, $($t),+)?>($($arg),*) }
+                match $crate::dispatch::instruction_set() {
+                    // SAFETY: the set, or one with more, was detected on this machine.
+                    $crate::dispatch::InstructionSet::Avx512 | $crate::dispatch::InstructionSet::Avx512Bf16 | $crate::dispatch::InstructionSet::Amx => return unsafe { avx512 $(::<$($t),+>)? ($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::dispatch::InstructionSet::Avx2 => return unsafe { avx2 $(::<$($t),+>)? ($($arg),*) },
+                    $crate::dispatch::InstructionSet::Portable => {}
+                }
+                body::<$crate::simd::Portable $(, $($t),+)?>($($arg),*)
+            }
+            #[cfg(target_arch = "aarch64")]
+            body::<$crate::simd::Neon $(, $($t),+)?>($($arg),*);
+            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+            body::<$crate::simd::Portable $(, $($t),+)?>($($arg),*);
+        }
+    };
+}
+pub(crate) use vectorised;
+
+/// Lanes of the widest register.
+const MOST_LANES: usize = 16;
+
 /// A vector register of f32, for the few loops that the compiler does not vectorise well by itself.
 #[expect(unsafe_code, reason = "memory is reached by pointers")]
 pub(crate) trait Vector: Copy {
@@ -46,6 +89,10 @@ pub(crate) trait Vector: Copy {
     fn mul_add(self, a: Self, b: Self) -> Self;
 
     fn add(self, other: Self) -> Self;
+
+    fn sub(self, other: Self) -> Self;
+
+    fn mul(self, other: Self) -> Self;
 
     /// No less than `low` and no more than `high`; NaN stays NaN.
     fn clamp(self, low: Self, high: Self) -> Self;
@@ -77,14 +124,80 @@ pub(crate) trait Vector: Copy {
     /// `LANES` floats can be written at `at`.
     unsafe fn store(self, at: *mut f32);
 
+    /// # Safety
+    /// `LANES` elements can be read at `at`.
+    #[inline(always)]
+    unsafe fn widen(at: *const bf16) -> Self {
+        let mut lanes = [0f32; MOST_LANES];
+        // SAFETY: the caller's promise, and `LANES` is at most `MOST_LANES`.
+        unsafe {
+            for (i, lane) in lanes[..Self::LANES].iter_mut().enumerate() {
+                *lane = (*at.add(i)).to_f32();
+            }
+            Self::load(lanes.as_ptr())
+        }
+    }
+
+    /// Rounds as [`Element::from_f32`] does.
+    ///
+    /// # Safety
+    /// `LANES` elements can be written at `at`.
+    #[inline(always)]
+    unsafe fn narrow(self, at: *mut bf16) {
+        let mut lanes = [0f32; MOST_LANES];
+        // SAFETY: as above.
+        unsafe {
+            self.store(lanes.as_mut_ptr());
+            for (i, &lane) in lanes[..Self::LANES].iter().enumerate() {
+                at.add(i).write(Element::from_f32(lane));
+            }
+        }
+    }
+
+    /// The first `LANES` elements, zeros where there are fewer.
+    #[inline(always)]
+    fn first_of<T: Element>(xs: &[T]) -> Self {
+        let mut lanes = [T::default(); MOST_LANES];
+        let xs = if xs.len() < Self::LANES {
+            lanes[..xs.len()].copy_from_slice(xs);
+            &lanes
+        } else {
+            xs
+        };
+        match (T::as_f32(xs), T::as_bf16(xs)) {
+            // SAFETY: there are that many.
+            (Some(xs), _) => unsafe { Self::load(xs.as_ptr()) },
+            // SAFETY: as above.
+            (_, Some(xs)) => unsafe { Self::widen(xs.as_ptr()) },
+            (None, None) => unreachable!("elements are of one of the two types"),
+        }
+    }
+
+    /// Writes as many lanes as there is room for, rounded to the elements' type.
+    #[inline(always)]
+    fn write_to<T: Element>(self, out: &mut [T]) {
+        let mut lanes = [T::default(); MOST_LANES];
+        let len = out.len();
+        let whole = if len < Self::LANES { &mut lanes } else { &mut *out };
+        if let Some(whole) = T::as_f32_mut(whole) {
+            // SAFETY: there is room for all lanes.
+            unsafe { self.store(whole.as_mut_ptr()) }
+        } else if let Some(whole) = T::as_bf16_mut(whole) {
+            // SAFETY: as above.
+            unsafe { self.narrow(whole.as_mut_ptr()) }
+        }
+        if len < Self::LANES {
+            out.copy_from_slice(&lanes[..len]);
+        }
+    }
+
     /// Stores the first `n` lanes, or adds them to what is there.
     ///
     /// # Safety
     /// `n` floats, at most `LANES`, can be read and written at `at`.
     #[inline(always)]
     unsafe fn store_first(self, at: *mut f32, n: usize, add: bool) {
-        // As long as the widest register.
-        let mut lanes = [0f32; 16];
+        let mut lanes = [0f32; MOST_LANES];
         // SAFETY: the caller's promise.
         unsafe {
             self.store(lanes.as_mut_ptr());
@@ -121,6 +234,22 @@ impl Vector for Portable {
     fn add(mut self, other: Self) -> Self {
         for i in 0..4 {
             self.0[i] += other.0[i];
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn sub(mut self, other: Self) -> Self {
+        for i in 0..4 {
+            self.0[i] -= other.0[i];
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn mul(mut self, other: Self) -> Self {
+        for i in 0..4 {
+            self.0[i] *= other.0[i];
         }
         self
     }
@@ -190,6 +319,18 @@ impl Vector for Neon {
     }
 
     #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { std::arch::aarch64::vsubq_f32(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { std::arch::aarch64::vmulq_f32(self.0, other.0) })
+    }
+
+    #[inline(always)]
     fn clamp(self, low: Self, high: Self) -> Self {
         // SAFETY: as above. These give NaN where either is one.
         Self(unsafe { std::arch::aarch64::vminq_f32(high.0, std::arch::aarch64::vmaxq_f32(low.0, self.0)) })
@@ -230,7 +371,7 @@ impl Vector for Neon {
 
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
-    ($(#[$meta:meta])* $name:ident($register:ty), $lanes:literal, $set1:ident, $fma:ident, $add:ident, $max:ident, $min:ident, $load:ident, $store:ident, $spread:ident, { $($more:tt)* }) => {
+    ($(#[$meta:meta])* $name:ident($register:ty), $lanes:literal, $set1:ident, $fma:ident, $add:ident, $sub:ident, $mul:ident, $max:ident, $min:ident, $load:ident, $store:ident, $spread:ident, { $($more:tt)* }) => {
         $(#[$meta])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name(pub(crate) $register);
@@ -255,6 +396,18 @@ macro_rules! x86_vector {
             fn add(self, other: Self) -> Self {
                 // SAFETY: as above.
                 Self(unsafe { $add(self.0, other.0) })
+            }
+
+            #[inline(always)]
+            fn sub(self, other: Self) -> Self {
+                // SAFETY: as above.
+                Self(unsafe { $sub(self.0, other.0) })
+            }
+
+            #[inline(always)]
+            fn mul(self, other: Self) -> Self {
+                // SAFETY: as above.
+                Self(unsafe { $mul(self.0, other.0) })
             }
 
             #[inline(always)]
@@ -310,15 +463,62 @@ macro_rules! x86_vector {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Vector;
+    use half::bf16;
     use std::arch::x86_64::*;
 
     x86_vector!(
         /// AVX2 with FMA.
-        Avx2(__m256), 8, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_max_ps, _mm256_min_ps, _mm256_loadu_ps, _mm256_storeu_ps, spread_avx2, {}
+        Avx2(__m256), 8, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_max_ps, _mm256_min_ps, _mm256_loadu_ps, _mm256_storeu_ps, spread_avx2, {
+            #[inline(always)]
+            unsafe fn widen(at: *const bf16) -> Self {
+                // SAFETY: as above, and the caller's promise.
+                unsafe {
+                    let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
+                    Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)))
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn narrow(self, at: *mut bf16) {
+                // SAFETY: as above, and the caller's promise.
+                unsafe {
+                    let bits = _mm256_castps_si256(self.0);
+                    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                    let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+                    let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0));
+                    let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+                    let words = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+                    let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+                    _mm_storeu_si128(at.cast(), _mm_packus_epi32(low, high));
+                }
+            }
+        }
     );
     x86_vector!(
         /// AVX-512 F.
-        Avx512(__m512), 16, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_max_ps, _mm512_min_ps, _mm512_loadu_ps, _mm512_storeu_ps, spread_avx512, {
+        Avx512(__m512), 16, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_max_ps, _mm512_min_ps, _mm512_loadu_ps, _mm512_storeu_ps, spread_avx512, {
+            #[inline(always)]
+            unsafe fn widen(at: *const bf16) -> Self {
+                // SAFETY: as above, and the caller's promise.
+                unsafe {
+                    let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
+                    Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)))
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn narrow(self, at: *mut bf16) {
+                // SAFETY: as above, and the caller's promise.
+                unsafe {
+                    let bits = _mm512_castps_si512(self.0);
+                    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                    let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+                    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+                    let bits = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
+                    _mm256_storeu_si256(at.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits)));
+                }
+            }
+
             #[inline(always)]
             unsafe fn store_first(self, at: *mut f32, n: usize, add: bool) {
                 let lanes = first_lanes(n) as u16;

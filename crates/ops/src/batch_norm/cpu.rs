@@ -4,9 +4,10 @@ use super::{BatchNorm, affine};
 use crate::FeatureMap;
 use crate::activation::{Activation, Function, by_activation, cpu as functions};
 use crate::element::{Element, Elements, by_element};
-use crate::parallel::{buffer, chunks, map};
+use crate::parallel::{chunks, map};
 use crate::pool::{Buffer, take};
 use crate::ranks::{Communicator, gather, synchronised};
+use crate::rows::{folded, repeated, sum_rows};
 use crate::simd::multiversion;
 use crate::slot::{Affine, Backward, Gradients, Keeps, Kernel, Slot, is_constant};
 use candle_core::{DType, Device, Error, Result, Tensor};
@@ -117,6 +118,7 @@ impl Kernel for Op {
             None => self.batch.get_or_init(|| moments(xs, c)),
         };
         let Factors { scale, shift, .. } = self.factors(statistics, params);
+        let (scale, shift) = (repeated(&scale), repeated(&shift));
         let mut ys = take::<T>(xs.len());
         chunks(&mut ys, ROWS * c, |i, ys| {
             let at = i * ROWS * c..i * ROWS * c + ys.len();
@@ -164,8 +166,7 @@ impl Kernel for Op {
 fn moments<T: Element>(xs: &[T], c: usize) -> Statistics {
     let partial = map(xs.len().div_ceil(ROWS * c), |i| {
         let block = &xs[i * ROWS * c..xs.len().min((i + 1) * ROWS * c)];
-        let (mut mean, mut m2) = (buffer::<f32>(c), buffer::<f32>(c));
-        block_moments(block, &mut mean, &mut m2);
+        let (mean, m2) = block_moments(block, c);
         (block.len() / c, mean, m2)
     });
     let (mut count, mut mean, mut m2) = (0f64, vec![0f64; c], vec![0f64; c]);
@@ -218,11 +219,12 @@ fn gradients<T: Element, F: Function>(
     factors: &Factors,
 ) -> Result<NormGradients<T>> {
     let c = statistics.mean.len();
+    let mean = repeated(&statistics.mean);
     let partial = map(x.len().div_ceil(ROWS * c), |i| {
         let at = i * ROWS * c..x.len().min((i + 1) * ROWS * c);
-        let (mut sum, mut dot) = (buffer::<f32>(c), buffer::<f32>(c));
-        block_sums(f, &x[at.clone()], &y[at.clone()], &dy[at], &statistics.mean, &mut sum, &mut dot);
-        (sum, dot)
+        let (mut sum, mut dot) = (vec![0f32; mean.len()], vec![0f32; mean.len()]);
+        block_sums(f, &x[at.clone()], &y[at.clone()], &dy[at], &mean, &mut sum, &mut dot);
+        (folded(&sum, c), folded(&dot, c))
     });
     let (mut sum, mut dot) = (vec![0f64; c], vec![0f64; c]);
     for (block_sum, block_dot) in &partial {
@@ -244,16 +246,17 @@ fn gradients<T: Element, F: Function>(
         }
         None => (sum.clone(), dot.clone()),
     };
-    let (mut slope, mut offset) = (buffer::<f32>(c), buffer::<f32>(c));
+    let (mut slope, mut offset) = (vec![0f32; c], vec![0f32; c]);
     for ch in 0..c {
         let (scale, s) = (f64::from(factors.scale[ch]), f64::from(factors.inv_std[ch]));
         slope[ch] = (-scale * s * s * all_dot[ch] * moving) as f32;
         offset[ch] = (-scale * all_sum[ch] * moving) as f32;
     }
+    let (scale, slope, offset) = (repeated(&factors.scale), repeated(&slope), repeated(&offset));
+    let lines = Lines { mean: &mean, scale: &scale, slope: &slope, offset: &offset };
     let mut dx = take::<T>(x.len());
     chunks(&mut dx, ROWS * c, |i, dx| {
         let at = i * ROWS * c..i * ROWS * c + dx.len();
-        let lines = Lines { mean: &statistics.mean, scale: &factors.scale, slope: &slope, offset: &offset };
         block_input_gradient(f, &x[at.clone()], &y[at.clone()], &dy[at], lines, dx);
     });
     let of_weight = dot.iter().zip(&factors.inv_std).map(|(&d, &s)| (d * f64::from(s)) as f32).collect();
@@ -261,7 +264,7 @@ fn gradients<T: Element, F: Function>(
     Ok((dx, vec![Some(of_weight), Some(of_bias)]))
 }
 
-/// Per-channel coefficients of dx = scale · dz + slope · (x - mean) + offset.
+/// Per-channel coefficients of dx = scale · dz + slope · (x - mean) + offset, repeated.
 #[derive(Clone, Copy)]
 struct Lines<'a> {
     mean: &'a [f32],
@@ -270,20 +273,23 @@ struct Lines<'a> {
     offset: &'a [f32],
 }
 
+/// The mean of each column, and the sum of squared distances from it.
+fn block_moments<T: Element>(xs: &[T], c: usize) -> (Vec<f32>, Vec<f32>) {
+    let mut sums = repeated(&vec![0f32; c]);
+    sum_rows(xs, &mut sums);
+    let inv = 1.0 / (xs.len() / c) as f32;
+    let mean: Vec<f32> = folded(&sums, c).into_iter().map(|sum| sum * inv).collect();
+    sums.fill(0.0);
+    sum_squares(xs, &repeated(&mean), &mut sums);
+    (mean, folded(&sums, c))
+}
+
+// The loops below go over rows as long as the repeated factors, of which the last may end early.
+
 multiversion! {
-    fn block_moments<T: Element>(xs: &[T], mean: &mut [f32], m2: &mut [f32]) {
-        let c = mean.len();
-        for row in xs.chunks_exact(c) {
-            for (m, &x) in mean.iter_mut().zip(row) {
-                *m += x.to_f32();
-            }
-        }
-        let inv = 1.0 / (xs.len() / c) as f32;
-        for m in mean.iter_mut() {
-            *m *= inv;
-        }
-        for row in xs.chunks_exact(c) {
-            for ((s, &m), &x) in m2.iter_mut().zip(mean.iter()).zip(row) {
+    fn sum_squares<T: Element>(xs: &[T], mean: &[f32], sums: &mut [f32]) {
+        for row in xs.chunks(mean.len()) {
+            for ((s, &m), &x) in sums.iter_mut().zip(mean).zip(row) {
                 let d = x.to_f32() - m;
                 *s += d * d;
             }
@@ -294,7 +300,7 @@ multiversion! {
 multiversion! {
     fn normalise<T: Element, F: Function>(f: F, xs: &[T], scale: &[f32], shift: &[f32], ys: &mut [T]) {
         let c = scale.len();
-        for (y, x) in ys.chunks_exact_mut(c).zip(xs.chunks_exact(c)) {
+        for (y, x) in ys.chunks_mut(c).zip(xs.chunks(c)) {
             for (((y, &x), &a), &b) in y.iter_mut().zip(x).zip(scale).zip(shift) {
                 *y = T::from_f32(f.value(x.to_f32() * a + b));
             }
@@ -305,7 +311,7 @@ multiversion! {
 multiversion! {
     fn normalise_add<T: Element, F: Function>(f: F, xs: &[T], rs: &[T], scale: &[f32], shift: &[f32], ys: &mut [T]) {
         let c = scale.len();
-        for ((y, x), r) in ys.chunks_exact_mut(c).zip(xs.chunks_exact(c)).zip(rs.chunks_exact(c)) {
+        for ((y, x), r) in ys.chunks_mut(c).zip(xs.chunks(c)).zip(rs.chunks(c)) {
             for ((((y, &x), &r), &a), &b) in y.iter_mut().zip(x).zip(r).zip(scale).zip(shift) {
                 *y = T::from_f32(f.value(x.to_f32() * a + b + r.to_f32()));
             }
@@ -342,11 +348,12 @@ multiversion! {
         f: F, xs: &[T], ys: &[T], dys: &[T], mean: &[f32], sum: &mut [f32], dot: &mut [f32]
     ) {
         let c = mean.len();
-        for ((x, y), dy) in xs.chunks_exact(c).zip(ys.chunks_exact(c)).zip(dys.chunks_exact(c)) {
-            for ch in 0..c {
-                let dz = dy[ch].to_f32() * f.derivative(y[ch].to_f32());
-                sum[ch] += dz;
-                dot[ch] += dz * (x[ch].to_f32() - mean[ch]);
+        for ((x, y), dy) in xs.chunks(c).zip(ys.chunks(c)).zip(dys.chunks(c)) {
+            let (sum, dot) = (sum[..c].iter_mut(), dot[..c].iter_mut());
+            for (((((sum, dot), &mean), &x), &y), &dy) in sum.zip(dot).zip(mean).zip(x).zip(y).zip(dy) {
+                let dz = dy.to_f32() * f.derivative(y.to_f32());
+                *sum += dz;
+                *dot += dz * (x.to_f32() - mean);
             }
         }
     }
@@ -356,13 +363,14 @@ multiversion! {
     fn block_input_gradient<T: Element, F: Function>(
         f: F, xs: &[T], ys: &[T], dys: &[T], lines: Lines<'_>, dxs: &mut [T]
     ) {
-        let c = lines.mean.len();
-        let (mean, scale, slope, offset) = (lines.mean, &lines.scale[..c], &lines.slope[..c], &lines.offset[..c]);
-        let rows = xs.chunks_exact(c).zip(ys.chunks_exact(c)).zip(dys.chunks_exact(c));
-        for (dx, ((x, y), dy)) in dxs.chunks_exact_mut(c).zip(rows) {
-            for ch in 0..c {
-                let dz = dy[ch].to_f32() * f.derivative(y[ch].to_f32());
-                dx[ch] = T::from_f32(scale[ch] * dz + slope[ch] * (x[ch].to_f32() - mean[ch]) + offset[ch]);
+        let Lines { mean, scale, slope, offset } = lines;
+        let c = mean.len();
+        let rows = xs.chunks(c).zip(ys.chunks(c)).zip(dys.chunks(c));
+        for (dx, ((x, y), dy)) in dxs.chunks_mut(c).zip(rows) {
+            let lines = mean.iter().zip(scale).zip(slope).zip(offset);
+            for ((((dx, &x), &y), &dy), (((&mean, &scale), &slope), &offset)) in dx.iter_mut().zip(x).zip(y).zip(dy).zip(lines) {
+                let dz = dy.to_f32() * f.derivative(y.to_f32());
+                *dx = T::from_f32(scale * dz + slope * (x.to_f32() - mean) + offset);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::activation::{Activation, Function, by_activation};
 use crate::element::Element;
+use crate::rows::repeated;
 use crate::simd::{Vector, multiversion};
 
 pub(super) struct Finish<'a, T> {
@@ -154,11 +155,6 @@ pub(super) unsafe fn write<V: Vector>(
             sums[1].store_first(next, columns - V::LANES, add);
         }
     }
-}
-
-/// A row repeated until it fills some registers, for loops that would be short.
-pub(super) fn repeated(row: &[f32]) -> Vec<f32> {
-    row.repeat(64 / row.len().clamp(1, 64))
 }
 
 multiversion! {

@@ -11,11 +11,11 @@ use crate::element::{Element, Elements, by_element};
 use crate::inference::is_running;
 use crate::parallel::map;
 use crate::pool::Buffer;
-use crate::simd::multiversion;
+use crate::rows::{folded, repeated, sum_rows};
 use crate::slot::{self, Affine, Backward, Gradients, Keeps, Kernel, Slot, Values, is_constant};
 use crate::timing::Place;
 use candle_core::{DType, Result, Tensor, TensorId};
-use finish::{Finish, repeated};
+use finish::Finish;
 use product::Word;
 
 /// The algorithms, best first; the last takes everything.
@@ -194,26 +194,13 @@ fn column_sums<T: Element>(xs: &[T], columns: usize) -> Vec<f32> {
     let partial = map(xs.len().div_ceil(piece.max(1)), |i| {
         let mut sums = repeated(&vec![0f32; columns]);
         sum_rows(&xs[i * piece..xs.len().min((i + 1) * piece)], &mut sums);
-        sums
+        folded(&sums, columns)
     });
     let mut total = vec![0f64; columns];
     for sums in &partial {
-        for sums in sums.chunks_exact(columns) {
-            for (t, &s) in total.iter_mut().zip(sums) {
-                *t += f64::from(s);
-            }
+        for (t, &s) in total.iter_mut().zip(sums) {
+            *t += f64::from(s);
         }
     }
     total.into_iter().map(|t| t as f32).collect()
-}
-
-multiversion! {
-    /// Adds all rows to `sums`; the last may end early.
-    fn sum_rows<T: Element>(xs: &[T], sums: &mut [f32]) {
-        for row in xs.chunks(sums.len()) {
-            for (s, &x) in sums.iter_mut().zip(row) {
-                *s += x.to_f32();
-            }
-        }
-    }
 }

@@ -1,83 +1,31 @@
 //! The transforms of F(4×4, 3×3), with interpolation points 0, ±1, ±2 and ∞, and of F(2×2, 3×3), with 0, ±1 and ∞,
-//! on eight channels at a time.
+//! on a register of channels at a time.
 
 use super::Store;
 use crate::element::Element;
-use crate::simd::multiversion;
-use std::ops::{Add, Mul, Sub};
-
-/// Channels that go through a transform together.
-const LANES: usize = 8;
-
-/// One value for each of eight channels.
-#[derive(Clone, Copy)]
-pub(super) struct Lanes([f32; LANES]);
-
-impl Lanes {
-    const ZERO: Self = Self([0.0; LANES]);
-
-    /// The first eight values, zeros where there are fewer.
-    #[inline(always)]
-    fn load<T: Element>(xs: &[T]) -> Self {
-        if let Some(xs) = xs.first_chunk::<LANES>() {
-            return Self(std::array::from_fn(|i| xs[i].to_f32()));
-        }
-        let mut out = [0.0; LANES];
-        for (o, &x) in out.iter_mut().zip(xs) {
-            *o = x.to_f32();
-        }
-        Self(out)
-    }
-
-    /// Writes as many values as there is room for, at most eight.
-    #[inline(always)]
-    fn store<T: Element>(self, out: &mut [T]) {
-        if let Some(out) = out.first_chunk_mut::<LANES>() {
-            for (o, x) in out.iter_mut().zip(self.0) {
-                *o = T::from_f32(x);
-            }
-            return;
-        }
-        for (o, x) in out.iter_mut().zip(self.0) {
-            *o = T::from_f32(x);
-        }
-    }
-
-    #[inline(always)]
-    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
-    }
-}
-
-impl Add for Lanes {
-    type Output = Self;
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        self.zip(other, |a, b| a + b)
-    }
-}
-
-impl Sub for Lanes {
-    type Output = Self;
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        self.zip(other, |a, b| a - b)
-    }
-}
-
-impl Mul<f32> for Lanes {
-    type Output = Self;
-    #[inline(always)]
-    fn mul(self, factor: f32) -> Self {
-        self.zip(self, |a, _| a * factor)
-    }
-}
+use crate::simd::{Vector, vectorised};
 
 /// The most inputs along a side of a tile.
 const SIDE: usize = 6;
 
 /// Values along a side of a tile: the first so many as there are.
-pub(super) type Line = [Lanes; SIDE];
+type Line<V> = [V; SIDE];
+
+/// `to + x · factor`.
+#[inline(always)]
+fn plus<V: Vector>(to: V, x: V, factor: f32) -> V {
+    to.mul_add(x, V::splat(factor))
+}
+
+#[inline(always)]
+fn times<V: Vector>(x: V, factor: f32) -> V {
+    x.mul(V::splat(factor))
+}
+
+#[inline(always)]
+fn no_line<V: Vector>() -> Line<V> {
+    [V::splat(0.0); SIDE]
+}
 
 /// Minimal filtering F(m, 3) along one axis.
 pub(super) trait Filtering {
@@ -86,15 +34,15 @@ pub(super) trait Filtering {
     /// Inputs of a tile, and multiplications.
     const INPUTS: usize = Self::OUTPUTS + 2;
     /// Bᵀ d: inputs to as many.
-    fn input(d: Line) -> Line;
+    fn input<V: Vector>(d: Line<V>) -> Line<V>;
     /// Aᵀ m: products to outputs.
-    fn output(m: Line) -> Line;
+    fn output<V: Vector>(m: Line<V>) -> Line<V>;
     /// A y: output gradients to as many values as there are products.
-    fn output_gradient(y: Line) -> Line;
+    fn output_gradient<V: Vector>(y: Line<V>) -> Line<V>;
     /// G g: three taps to values.
-    fn filter(g: [Lanes; 3]) -> Line;
+    fn filter<V: Vector>(g: [V; 3]) -> Line<V>;
     /// Gᵀ u: values to three taps.
-    fn filter_gradient(u: Line) -> [Lanes; 3];
+    fn filter_gradient<V: Vector>(u: Line<V>) -> [V; 3];
 }
 
 /// F(4, 3).
@@ -104,55 +52,61 @@ impl Filtering for F4 {
     const OUTPUTS: usize = 4;
 
     #[inline(always)]
-    fn input(d: Line) -> Line {
-        let (even, odd) = (d[4] - d[2] * 4.0, d[3] - d[1] * 4.0);
-        let (near, far) = (d[4] - d[2], (d[3] - d[1]) * 2.0);
+    fn input<V: Vector>(d: Line<V>) -> Line<V> {
+        let (even, odd) = (plus(d[4], d[2], -4.0), plus(d[3], d[1], -4.0));
+        let (near, far) = (d[4].sub(d[2]), d[3].sub(d[1]));
         [
-            d[0] * 4.0 - d[2] * 5.0 + d[4],
-            even + odd,
-            even - odd,
-            near + far,
-            near - far,
-            d[1] * 4.0 - d[3] * 5.0 + d[5],
+            plus(plus(d[4], d[2], -5.0), d[0], 4.0),
+            even.add(odd),
+            even.sub(odd),
+            plus(near, far, 2.0),
+            plus(near, far, -2.0),
+            plus(plus(d[5], d[3], -5.0), d[1], 4.0),
         ]
     }
 
     #[inline(always)]
-    fn output(m: Line) -> Line {
-        let (sum1, difference1) = (m[1] + m[2], m[1] - m[2]);
-        let (sum2, difference2) = (m[3] + m[4], m[3] - m[4]);
+    fn output<V: Vector>(m: Line<V>) -> Line<V> {
+        let (sum1, difference1) = (m[1].add(m[2]), m[1].sub(m[2]));
+        let (sum2, difference2) = (m[3].add(m[4]), m[3].sub(m[4]));
+        let mut out = no_line();
+        out[0] = m[0].add(sum1).add(sum2);
+        out[1] = plus(difference1, difference2, 2.0);
+        out[2] = plus(sum1, sum2, 4.0);
+        out[3] = plus(difference1.add(m[5]), difference2, 8.0);
+        out
+    }
+
+    #[inline(always)]
+    fn output_gradient<V: Vector>(y: Line<V>) -> Line<V> {
+        let (even1, odd1) = (y[0].add(y[2]), y[1].add(y[3]));
+        let (even2, odd2) = (plus(y[0], y[2], 4.0), plus(y[1], y[3], 4.0));
+        [y[0], even1.add(odd1), even1.sub(odd1), plus(even2, odd2, 2.0), plus(even2, odd2, -2.0), y[3]]
+    }
+
+    #[inline(always)]
+    fn filter<V: Vector>(g: [V; 3]) -> Line<V> {
+        let outer = times(g[0].add(g[2]), -1.0 / 6.0);
+        let quarter = plus(times(g[0], 1.0 / 24.0), g[2], 1.0 / 6.0);
         [
-            m[0] + sum1 + sum2,
-            difference1 + difference2 * 2.0,
-            sum1 + sum2 * 4.0,
-            difference1 + difference2 * 8.0 + m[5],
-            Lanes::ZERO,
-            Lanes::ZERO,
+            times(g[0], 0.25),
+            plus(outer, g[1], -1.0 / 6.0),
+            plus(outer, g[1], 1.0 / 6.0),
+            plus(quarter, g[1], 1.0 / 12.0),
+            plus(quarter, g[1], -1.0 / 12.0),
+            g[2],
         ]
     }
 
     #[inline(always)]
-    fn output_gradient(y: Line) -> Line {
-        let (even1, odd1) = (y[0] + y[2], y[1] + y[3]);
-        let (even2, odd2) = (y[0] + y[2] * 4.0, y[1] * 2.0 + y[3] * 8.0);
-        [y[0], even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, y[3]]
-    }
-
-    #[inline(always)]
-    fn filter(g: [Lanes; 3]) -> Line {
-        let (outer, middle) = ((g[0] + g[2]) * (-1.0 / 6.0), g[1] * (1.0 / 6.0));
-        let (quarter, twelfth) = (g[0] * (1.0 / 24.0) + g[2] * (1.0 / 6.0), g[1] * (1.0 / 12.0));
-        [g[0] * 0.25, outer - middle, outer + middle, quarter + twelfth, quarter - twelfth, g[2]]
-    }
-
-    #[inline(always)]
-    fn filter_gradient(u: Line) -> [Lanes; 3] {
-        let (sum1, difference1) = ((u[1] + u[2]) * (1.0 / 6.0), (u[2] - u[1]) * (1.0 / 6.0));
-        let (sum2, difference2) = (u[3] + u[4], u[3] - u[4]);
+    fn filter_gradient<V: Vector>(u: Line<V>) -> [V; 3] {
+        let (sum1, difference1) = (u[1].add(u[2]), u[2].sub(u[1]));
+        let (sum2, difference2) = (u[3].add(u[4]), u[3].sub(u[4]));
+        let sum1 = times(sum1, -1.0 / 6.0);
         [
-            u[0] * 0.25 - sum1 + sum2 * (1.0 / 24.0),
-            difference1 + difference2 * (1.0 / 12.0),
-            sum2 * (1.0 / 6.0) - sum1 + u[5],
+            plus(plus(sum1, u[0], 0.25), sum2, 1.0 / 24.0),
+            plus(times(difference1, 1.0 / 6.0), difference2, 1.0 / 12.0),
+            plus(sum1.add(u[5]), sum2, 1.0 / 6.0),
         ]
     }
 }
@@ -164,75 +118,82 @@ impl Filtering for F2 {
     const OUTPUTS: usize = 2;
 
     #[inline(always)]
-    fn input(d: Line) -> Line {
-        [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3], Lanes::ZERO, Lanes::ZERO]
+    fn input<V: Vector>(d: Line<V>) -> Line<V> {
+        let mut out = no_line();
+        out[..4].copy_from_slice(&[d[0].sub(d[2]), d[1].add(d[2]), d[2].sub(d[1]), d[1].sub(d[3])]);
+        out
     }
 
     #[inline(always)]
-    fn output(m: Line) -> Line {
-        let zero = Lanes::ZERO;
-        [m[0] + m[1] + m[2], m[1] - m[2] - m[3], zero, zero, zero, zero]
+    fn output<V: Vector>(m: Line<V>) -> Line<V> {
+        let mut out = no_line();
+        out[..2].copy_from_slice(&[m[0].add(m[1]).add(m[2]), m[1].sub(m[2]).sub(m[3])]);
+        out
     }
 
     #[inline(always)]
-    fn output_gradient(y: Line) -> Line {
-        [y[0], y[0] + y[1], y[0] - y[1], Lanes::ZERO - y[1], Lanes::ZERO, Lanes::ZERO]
+    fn output_gradient<V: Vector>(y: Line<V>) -> Line<V> {
+        let mut out = no_line();
+        out[..4].copy_from_slice(&[y[0], y[0].add(y[1]), y[0].sub(y[1]), V::splat(0.0).sub(y[1])]);
+        out
     }
 
     #[inline(always)]
-    fn filter(g: [Lanes; 3]) -> Line {
-        let (outer, middle) = ((g[0] + g[2]) * 0.5, g[1] * 0.5);
-        [g[0], outer + middle, outer - middle, g[2], Lanes::ZERO, Lanes::ZERO]
+    fn filter<V: Vector>(g: [V; 3]) -> Line<V> {
+        let outer = times(g[0].add(g[2]), 0.5);
+        let mut out = no_line();
+        out[..4].copy_from_slice(&[g[0], plus(outer, g[1], 0.5), plus(outer, g[1], -0.5), g[2]]);
+        out
     }
 
     #[inline(always)]
-    fn filter_gradient(u: Line) -> [Lanes; 3] {
-        let sum = (u[1] + u[2]) * 0.5;
-        [u[0] + sum, (u[1] - u[2]) * 0.5, sum + u[3]]
+    fn filter_gradient<V: Vector>(u: Line<V>) -> [V; 3] {
+        let sum = times(u[1].add(u[2]), 0.5);
+        [u[0].add(sum), times(u[1].sub(u[2]), 0.5), sum.add(u[3])]
     }
 }
 
-multiversion! {
-    /// G g Gᵀ of filters: `taps` is [tap][lane] with any multiple of eight lanes; `out[position]` has the lanes
+vectorised! {
+    /// G g Gᵀ of filters: `taps` is [tap][lane] with any multiple of sixteen lanes; `out[position]` has the lanes
     /// from `at` on.
-    pub(super) fn to_filters<F: Filtering>(taps: &[f32], out: &mut [&mut [f32]], at: usize) {
+    pub(super) fn to_filters<V; F: Filtering>(taps: &[f32], out: &mut [&mut [f32]], at: usize) {
         let width = taps.len() / 9;
-        for lane in (0..width).step_by(LANES) {
-            let tap = |y: usize, x: usize| Lanes::load(&taps[(y * 3 + x) * width + lane..]);
-            let mut columns = [[Lanes::ZERO; SIDE]; 3];
+        for lane in (0..width).step_by(V::LANES) {
+            let tap = |y: usize, x: usize| V::first_of(&taps[(y * 3 + x) * width + lane..]);
+            let mut columns = [no_line::<V>(); 3];
             for (x, column) in columns.iter_mut().enumerate() {
                 *column = F::filter([tap(0, x), tap(1, x), tap(2, x)]);
             }
             for y in 0..F::INPUTS {
                 let row = F::filter([columns[0][y], columns[1][y], columns[2][y]]);
                 for (x, value) in row.into_iter().take(F::INPUTS).enumerate() {
-                    value.store(&mut out[y * F::INPUTS + x][at + lane..]);
+                    value.write_to(&mut out[y * F::INPUTS + x][at + lane..at + width]);
                 }
             }
         }
     }
 }
 
-multiversion! {
+vectorised! {
     /// Gᵀ u G of the gradients of transformed filters, laid out as in [`to_filters`].
-    pub(super) fn from_filter_gradients<F: Filtering>(positions: &[&[f32]], at: usize, taps: &mut [f32]) {
+    pub(super) fn from_filter_gradients<V; F: Filtering>(positions: &[&[f32]], at: usize, taps: &mut [f32]) {
         let width = taps.len() / 9;
-        for lane in (0..width).step_by(LANES) {
-            let mut columns = [[Lanes::ZERO; 3]; SIDE];
+        for lane in (0..width).step_by(V::LANES) {
+            let mut columns = [[V::splat(0.0); 3]; SIDE];
             for (x, column) in columns.iter_mut().take(F::INPUTS).enumerate() {
-                let mut values = [Lanes::ZERO; SIDE];
+                let mut values = no_line::<V>();
                 for (y, value) in values.iter_mut().take(F::INPUTS).enumerate() {
-                    *value = Lanes::load(&positions[y * F::INPUTS + x][at + lane..]);
+                    *value = V::first_of(&positions[y * F::INPUTS + x][at + lane..at + width]);
                 }
                 *column = F::filter_gradient(values);
             }
             for y in 0..3 {
-                let mut values = [Lanes::ZERO; SIDE];
+                let mut values = no_line::<V>();
                 for (value, column) in values.iter_mut().zip(&columns) {
                     *value = column[y];
                 }
                 for (x, value) in F::filter_gradient(values).into_iter().enumerate() {
-                    value.store(&mut taps[(y * 3 + x) * width + lane..]);
+                    value.write_to(&mut taps[(y * 3 + x) * width..][lane..width]);
                 }
             }
         }
@@ -269,68 +230,68 @@ impl<T: Element> Window<'_, T> {
         offsets
     }
 
-    /// Eight channels, from `ch` on, of the pixel at an offset.
+    /// A register of channels, from `ch` on, of the pixel at an offset.
     #[inline(always)]
-    fn at(&self, offset: usize, ch: usize) -> Lanes {
+    fn at<V: Vector>(&self, offset: usize, ch: usize) -> V {
         if offset == OUTSIDE {
-            return Lanes::ZERO;
+            return V::splat(0.0);
         }
-        Lanes::load(&self.image[offset + ch..offset + self.channels])
+        V::first_of(&self.image[offset + ch..offset + self.channels])
     }
 }
 
-multiversion! {
+vectorised! {
     /// Bᵀ d B of a tile of inputs, the tile `tile` of the slices [position × block].
-    pub(super) fn input_tile<T: Element, F: Filtering>(window: Window<'_, T>, out: &mut [&mut [f32]], store: Store, tile: usize) {
+    pub(super) fn input_tile<V; T: Element, F: Filtering>(window: Window<'_, T>, out: &mut [&mut [f32]], store: Store, tile: usize) {
         let (offsets, blocks) = (window.offsets(F::INPUTS), store.blocks());
-        for ch in (0..window.channels).step_by(LANES) {
-            let mut columns = [[Lanes::ZERO; SIDE]; SIDE];
+        for ch in (0..window.channels).step_by(V::LANES) {
+            let mut columns = [no_line::<V>(); SIDE];
             for (x, column) in columns.iter_mut().take(F::INPUTS).enumerate() {
-                let mut values = [Lanes::ZERO; SIDE];
+                let mut values = no_line::<V>();
                 for (value, row) in values.iter_mut().zip(&offsets[..F::INPUTS]) {
                     *value = window.at(row[x], ch);
                 }
                 *column = F::input(values);
             }
             let (block, at) = (ch / store.block, tile * store.block + ch % store.block);
-            let end = at + LANES.min(window.channels - ch);
+            let end = at + V::LANES.min(window.channels - ch);
             for y in 0..F::INPUTS {
-                let mut values = [Lanes::ZERO; SIDE];
+                let mut values = no_line::<V>();
                 for (value, column) in values.iter_mut().zip(&columns) {
                     *value = column[y];
                 }
                 for (x, value) in F::input(values).into_iter().take(F::INPUTS).enumerate() {
-                    value.store(&mut out[(y * F::INPUTS + x) * blocks + block][at..end]);
+                    value.write_to(&mut out[(y * F::INPUTS + x) * blocks + block][at..end]);
                 }
             }
         }
     }
 }
 
-multiversion! {
+vectorised! {
     /// A dy Aᵀ of a tile of output gradients, placed as by [`input_tile`].
-    pub(super) fn output_gradient_tile<T: Element, F: Filtering>(
+    pub(super) fn output_gradient_tile<V; T: Element, F: Filtering>(
         window: Window<'_, T>, out: &mut [&mut [f32]], store: Store, tile: usize
     ) {
         let (offsets, blocks) = (window.offsets(F::OUTPUTS), store.blocks());
-        for ch in (0..window.channels).step_by(LANES) {
-            let mut columns = [[Lanes::ZERO; SIDE]; SIDE];
+        for ch in (0..window.channels).step_by(V::LANES) {
+            let mut columns = [no_line::<V>(); SIDE];
             for (x, column) in columns.iter_mut().take(F::OUTPUTS).enumerate() {
-                let mut values = [Lanes::ZERO; SIDE];
+                let mut values = no_line::<V>();
                 for (value, row) in values.iter_mut().zip(&offsets[..F::OUTPUTS]) {
                     *value = window.at(row[x], ch);
                 }
                 *column = F::output_gradient(values);
             }
             let (block, at) = (ch / store.block, tile * store.block + ch % store.block);
-            let end = at + LANES.min(window.channels - ch);
+            let end = at + V::LANES.min(window.channels - ch);
             for y in 0..F::INPUTS {
-                let mut values = [Lanes::ZERO; SIDE];
+                let mut values = no_line::<V>();
                 for (value, column) in values.iter_mut().zip(&columns) {
                     *value = column[y];
                 }
                 for (x, value) in F::output_gradient(values).into_iter().take(F::INPUTS).enumerate() {
-                    value.store(&mut out[(y * F::INPUTS + x) * blocks + block][at..end]);
+                    value.write_to(&mut out[(y * F::INPUTS + x) * blocks + block][at..end]);
                 }
             }
         }
@@ -345,30 +306,30 @@ pub(super) struct Target<'a, T> {
     pub(super) size: (usize, usize),
 }
 
-multiversion! {
+vectorised! {
     /// Aᵀ m A of the products of the tile `tile`.
-    pub(super) fn output_tile<T: Element, F: Filtering>(products: &[f32], store: Store, tile: usize, target: Target<'_, T>) {
+    pub(super) fn output_tile<V; T: Element, F: Filtering>(products: &[f32], store: Store, tile: usize, target: Target<'_, T>) {
         let (channels, position_len) = (store.channels, store.position_len());
-        for ch in (0..channels).step_by(LANES) {
+        for ch in (0..channels).step_by(V::LANES) {
             let at = store.at(tile, ch);
-            let mut columns = [[Lanes::ZERO; SIDE]; SIDE];
+            let mut columns = [no_line::<V>(); SIDE];
             for (x, column) in columns.iter_mut().take(F::INPUTS).enumerate() {
-                let mut values = [Lanes::ZERO; SIDE];
+                let mut values = no_line::<V>();
                 for (y, value) in values.iter_mut().take(F::INPUTS).enumerate() {
-                    *value = Lanes::load(&products[(y * F::INPUTS + x) * position_len + at..]);
+                    *value = V::first_of(&products[(y * F::INPUTS + x) * position_len + at..]);
                 }
                 *column = F::output(values);
             }
-            let end = (ch + LANES).min(channels);
+            let end = (ch + V::LANES).min(channels);
             let rows = target.rows.chunks_exact_mut(target.width * channels).take(target.size.0);
             for (y, pixels) in rows.enumerate() {
-                let mut values = [Lanes::ZERO; SIDE];
+                let mut values = no_line::<V>();
                 for (value, column) in values.iter_mut().zip(&columns) {
                     *value = column[y];
                 }
                 for (x, value) in F::output(values).into_iter().take(target.size.1).enumerate() {
                     let pixel = &mut pixels[(target.column + x) * channels..][..channels];
-                    value.store(&mut pixel[ch..end]);
+                    value.write_to(&mut pixel[ch..end]);
                 }
             }
         }
@@ -378,15 +339,18 @@ multiversion! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Portable;
 
     /// The one-dimensional identity behind it all: Aᵀ[(G g) ⊙ (Bᵀ d)] is the correlation of d with g.
     fn check<F: Filtering>() {
         let (d, g) = ([1.0, -2.0, 3.0, 0.5, -1.5, 2.5], [0.3, -0.7, 1.1]);
-        let (seen, taps) = (F::input(d.map(|v| Lanes([v; LANES]))), F::filter(g.map(|v| Lanes([v; LANES]))));
-        let products: Line = std::array::from_fn(|i| seen[i] * taps[i].0[0]);
+        let (seen, taps) = (F::input(d.map(Portable::splat)), F::filter(g.map(Portable::splat)));
+        let products: Line<Portable> = std::array::from_fn(|i| seen[i].mul(taps[i]));
         for (i, y) in F::output(products).into_iter().take(F::OUTPUTS).enumerate() {
             let direct = d[i] * g[0] + d[i + 1] * g[1] + d[i + 2] * g[2];
-            assert!((y.0[0] - direct).abs() < 1e-5, "{i}: {} and {direct}", y.0[0]);
+            let mut lane = [0f32];
+            y.write_to(&mut lane);
+            assert!((lane[0] - direct).abs() < 1e-5, "{i}: {} and {direct}", lane[0]);
         }
     }
 
