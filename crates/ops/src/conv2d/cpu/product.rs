@@ -19,6 +19,8 @@ use crate::simd::{Portable, Vector};
 use candle_core::DType;
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
+#[cfg(target_arch = "x86_64")]
+use std::mem::MaybeUninit;
 
 /// What the elements of the two matrices are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -323,7 +325,8 @@ macro_rules! avx512_tile {
         #[target_feature(enable = $features)]
         #[expect(unsafe_code, reason = "see `compute`")]
         unsafe fn $name<const M: usize, const REGISTERS: usize>(tile: &Tile<'_>) {
-            let mut sums = [[Avx512::splat(0.0); 2]; ROWS];
+            // The first `M` rows are set, by the assembler or where there is nothing to sum.
+            let mut sums = [[const { MaybeUninit::uninit() }; 2]; ROWS];
             // SAFETY: the caller's promise.
             unsafe {
                 let mut rows = [tile.left; M];
@@ -337,8 +340,16 @@ macro_rules! avx512_tile {
                         Avx512::prefetch(tile.out.wrapping_add(i * tile.stride + register * Avx512::LANES));
                     }
                 }
-                if !tile.runs.is_empty() && tile.run > 0 {
+                if tile.runs.is_empty() || tile.run == 0 {
+                    sums = [[MaybeUninit::new(Avx512::splat(0.0).0); 2]; ROWS];
+                } else {
                     std::arch::asm!(
+                        $(
+                            concat!(".if {height} > ", $row),
+                            concat!("vpxord ", $zmm0, ", ", $zmm0, ", ", $zmm0),
+                            concat!("vpxord ", $zmm1, ", ", $zmm1, ", ", $zmm1),
+                            ".endif",
+                        )*
                         "2:",
                         "mov {at}, [{runs}]",
                         "add {runs}, 8",
@@ -382,22 +393,21 @@ macro_rules! avx512_tile {
                         row = out(reg) _,
                         at = out(reg) _,
                         left = out(reg) _,
-                        $(inout($zmm0) sums[$row][0].0, inout($zmm1) sums[$row][1].0,)*
+                        $(out($zmm0) sums[$row][0], out($zmm1) sums[$row][1],)*
                         out("zmm29") _,
                         out("zmm30") _,
                         out("zmm31") _,
                         options(nostack, readonly),
                     );
                 }
-                if $rounds && tile.rounded {
-                    for (i, sums) in sums.iter().take(M).enumerate() {
-                        let out = tile.out.cast::<bf16>().add(i * tile.stride);
-                        Avx512::store_rounded(finished(*sums, &tile.end, 0), out, tile.columns);
-                    }
-                    return;
-                }
                 for (i, sums) in sums.iter().take(M).enumerate() {
-                    write(*sums, tile.out.add(i * tile.stride), tile.columns, &tile.end, 0);
+                    let sums = sums.map(|register: MaybeUninit<_>| Avx512(register.assume_init()));
+                    if $rounds && tile.rounded {
+                        let out = tile.out.cast::<bf16>().add(i * tile.stride);
+                        Avx512::store_rounded(finished(sums, &tile.end, 0), out, tile.columns);
+                    } else {
+                        write(sums, tile.out.add(i * tile.stride), tile.columns, &tile.end, 0);
+                    }
                 }
             }
         }

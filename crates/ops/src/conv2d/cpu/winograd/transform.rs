@@ -22,6 +22,29 @@ fn times<V: Vector>(x: V, factor: f32) -> V {
     x.mul(V::splat(factor))
 }
 
+/// A line of the values of an expression for the first so many indices, and zeros. Neither a loop nor a closure: a line
+/// that is written in a loop is cleared before, in memory, and a closure may not be compiled for the instruction set.
+macro_rules! line {
+    ($zero:expr; $i:ident < $len:expr => $value:expr) => {
+        [
+            line!($zero, $i, 0, $len, $value),
+            line!($zero, $i, 1, $len, $value),
+            line!($zero, $i, 2, $len, $value),
+            line!($zero, $i, 3, $len, $value),
+            line!($zero, $i, 4, $len, $value),
+            line!($zero, $i, 5, $len, $value),
+        ]
+    };
+    ($zero:expr, $i:ident, $index:literal, $len:expr, $value:expr) => {
+        if $index < $len {
+            let $i = $index;
+            $value
+        } else {
+            $zero
+        }
+    };
+}
+
 #[inline(always)]
 fn no_line<V: Vector>() -> Line<V> {
     [V::splat(0.0); SIDE]
@@ -179,20 +202,14 @@ vectorised! {
     pub(super) fn from_filter_gradients<V; F: Filtering>(positions: &[&[f32]], at: usize, taps: &mut [f32]) {
         let width = taps.len() / 9;
         for lane in (0..width).step_by(V::LANES) {
-            let mut columns = [[V::splat(0.0); 3]; SIDE];
-            for (x, column) in columns.iter_mut().take(F::INPUTS).enumerate() {
-                let mut values = no_line::<V>();
-                for (y, value) in values.iter_mut().take(F::INPUTS).enumerate() {
-                    *value = V::first_of(&positions[y * F::INPUTS + x][at + lane..at + width]);
-                }
-                *column = F::filter_gradient(values);
-            }
+            let zero = V::splat(0.0);
+            let columns = line!([zero; 3]; x < F::INPUTS => {
+                let value = |y: usize| &positions[y * F::INPUTS + x][at + lane..at + width];
+                F::filter_gradient(line!(zero; y < F::INPUTS => V::first_of(value(y))))
+            });
             for y in 0..3 {
-                let mut values = no_line::<V>();
-                for (value, column) in values.iter_mut().zip(&columns) {
-                    *value = column[y];
-                }
-                for (x, value) in F::filter_gradient(values).into_iter().enumerate() {
+                let row = F::filter_gradient(line!(zero; x < F::INPUTS => columns[x][y]));
+                for (x, value) in row.into_iter().enumerate() {
                     value.write_to(&mut taps[(y * 3 + x) * width..][lane..width]);
                 }
             }
@@ -245,22 +262,15 @@ vectorised! {
     pub(super) fn input_tile<V; T: Element, F: Filtering>(window: Window<'_, T>, out: &mut [&mut [f32]], store: Store, tile: usize) {
         let (offsets, blocks) = (window.offsets(F::INPUTS), store.blocks());
         for ch in (0..window.channels).step_by(V::LANES) {
-            let mut columns = [no_line::<V>(); SIDE];
-            for (x, column) in columns.iter_mut().take(F::INPUTS).enumerate() {
-                let mut values = no_line::<V>();
-                for (value, row) in values.iter_mut().zip(&offsets[..F::INPUTS]) {
-                    *value = window.at(row[x], ch);
-                }
-                *column = F::input(values);
-            }
+            let zero = V::splat(0.0);
+            let columns = line!([zero; SIDE]; x < F::INPUTS => {
+                F::input(line!(zero; y < F::INPUTS => window.at(offsets[y][x], ch)))
+            });
             let (block, at) = (ch / store.block, tile * store.block + ch % store.block);
             let end = at + V::LANES.min(window.channels - ch);
             for y in 0..F::INPUTS {
-                let mut values = no_line::<V>();
-                for (value, column) in values.iter_mut().zip(&columns) {
-                    *value = column[y];
-                }
-                for (x, value) in F::input(values).into_iter().take(F::INPUTS).enumerate() {
+                let row = F::input(line!(zero; x < F::INPUTS => columns[x][y]));
+                for (x, value) in row.into_iter().take(F::INPUTS).enumerate() {
                     value.write_to(&mut out[(y * F::INPUTS + x) * blocks + block][at..end]);
                 }
             }
@@ -275,22 +285,15 @@ vectorised! {
     ) {
         let (offsets, blocks) = (window.offsets(F::OUTPUTS), store.blocks());
         for ch in (0..window.channels).step_by(V::LANES) {
-            let mut columns = [no_line::<V>(); SIDE];
-            for (x, column) in columns.iter_mut().take(F::OUTPUTS).enumerate() {
-                let mut values = no_line::<V>();
-                for (value, row) in values.iter_mut().zip(&offsets[..F::OUTPUTS]) {
-                    *value = window.at(row[x], ch);
-                }
-                *column = F::output_gradient(values);
-            }
+            let zero = V::splat(0.0);
+            let columns = line!([zero; SIDE]; x < F::OUTPUTS => {
+                F::output_gradient(line!(zero; y < F::OUTPUTS => window.at(offsets[y][x], ch)))
+            });
             let (block, at) = (ch / store.block, tile * store.block + ch % store.block);
             let end = at + V::LANES.min(window.channels - ch);
             for y in 0..F::INPUTS {
-                let mut values = no_line::<V>();
-                for (value, column) in values.iter_mut().zip(&columns) {
-                    *value = column[y];
-                }
-                for (x, value) in F::output_gradient(values).into_iter().take(F::INPUTS).enumerate() {
+                let row = F::output_gradient(line!(zero; x < F::OUTPUTS => columns[x][y]));
+                for (x, value) in row.into_iter().take(F::INPUTS).enumerate() {
                     value.write_to(&mut out[(y * F::INPUTS + x) * blocks + block][at..end]);
                 }
             }
@@ -312,22 +315,16 @@ vectorised! {
         let (channels, position_len) = (store.channels, store.position_len());
         for ch in (0..channels).step_by(V::LANES) {
             let at = store.at(tile, ch);
-            let mut columns = [no_line::<V>(); SIDE];
-            for (x, column) in columns.iter_mut().take(F::INPUTS).enumerate() {
-                let mut values = no_line::<V>();
-                for (y, value) in values.iter_mut().take(F::INPUTS).enumerate() {
-                    *value = V::first_of(&products[(y * F::INPUTS + x) * position_len + at..]);
-                }
-                *column = F::output(values);
-            }
+            let zero = V::splat(0.0);
+            let columns = line!([zero; SIDE]; x < F::INPUTS => {
+                let value = |y: usize| &products[(y * F::INPUTS + x) * position_len + at..];
+                F::output(line!(zero; y < F::INPUTS => V::first_of(value(y))))
+            });
             let end = (ch + V::LANES).min(channels);
             let rows = target.rows.chunks_exact_mut(target.width * channels).take(target.size.0);
             for (y, pixels) in rows.enumerate() {
-                let mut values = no_line::<V>();
-                for (value, column) in values.iter_mut().zip(&columns) {
-                    *value = column[y];
-                }
-                for (x, value) in F::output(values).into_iter().take(target.size.1).enumerate() {
+                let row = F::output(line!(zero; x < F::INPUTS => columns[x][y]));
+                for (x, value) in row.into_iter().take(target.size.1).enumerate() {
                     let pixel = &mut pixels[(target.column + x) * channels..][..channels];
                     value.write_to(&mut pixel[ch..end]);
                 }
