@@ -9,29 +9,14 @@ use half::bf16;
 /// itself, so every version gives the same bits.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($t:ident : $bound:path),+>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
-        $(#[$meta])*
-        #[cfg_attr(
-            target_arch = "x86_64",
-            expect(unsafe_code, reason = "calls a version compiled for a detected instruction set")
-        )]
-        $vis fn $name $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
-            #[inline(always)]
-            fn portable $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? $body
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { portable $(::<$($t),+>)? ($($arg),*) }
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { portable $(::<$($t),+>)? ($($arg),*) }
-                match $crate::dispatch::instruction_set() {
-                    // SAFETY: the set, or one with more, was detected on this machine.
-                    $crate::dispatch::InstructionSet::Avx512 | $crate::dispatch::InstructionSet::Avx512Bf16 | $crate::dispatch::InstructionSet::Amx => return unsafe { avx512 $(::<$($t),+>)? ($($arg),*) },
-                    // SAFETY: as above.
-                    $crate::dispatch::InstructionSet::Avx2 => return unsafe { avx2 $(::<$($t),+>)? ($($arg),*) },
-                    $crate::dispatch::InstructionSet::Portable => {}
-                }
+        $crate::simd::compiled_for_each_set! {
+            $(#[$meta])* $vis fn $name [$($($t: $bound),+)?] ($($arg: $ty),*) [$(-> $ret)?] {
+                #[inline(always)]
+                fn portable $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? $body
             }
-            portable $(::<$($t),+>)? ($($arg),*)
+            avx512: portable $(::<$($t),+>)?;
+            avx2: portable $(::<$($t),+>)?;
+            other: portable $(::<$($t),+>)?;
         }
     };
 }
@@ -41,38 +26,51 @@ pub(crate) use multiversion;
 /// their [`Vector`], and the types after a semicolon are the function's own.
 macro_rules! vectorised {
     ($(#[$meta:meta])* $vis:vis fn $name:ident <$v:ident $(; $($t:ident : $bound:path),+)?> ($($arg:ident : $ty:ty),* $(,)?) $body:block) => {
+        $crate::simd::compiled_for_each_set! {
+            $(#[$meta])* $vis fn $name [$($($t: $bound),+)?] ($($arg: $ty),*) [] {
+                #[inline(always)]
+                fn of_registers<$v: $crate::simd::Vector $(, $($t: $bound),+)?> ($($arg: $ty),*) $body
+            }
+            avx512: of_registers::<$crate::simd::Avx512 $(, $($t),+)?>;
+            avx2: of_registers::<$crate::simd::Avx2 $(, $($t),+)?>;
+            other: of_registers::<$crate::simd::Baseline $(, $($t),+)?>;
+        }
+    };
+}
+pub(crate) use vectorised;
+
+/// A function that calls one of three, compiled for a detected instruction set.
+macro_rules! compiled_for_each_set {
+    (
+        $(#[$meta:meta])* $vis:vis fn $name:ident [$($t:ident : $bound:path),*] ($($arg:ident : $ty:ty),*) [$(-> $ret:ty)?] { $($body:item)* }
+        avx512: $avx512:expr; avx2: $avx2:expr; other: $other:expr;
+    ) => {
         $(#[$meta])*
         #[cfg_attr(
             target_arch = "x86_64",
             expect(unsafe_code, reason = "calls a version compiled for a detected instruction set")
         )]
-        $vis fn $name $(<$($t: $bound),+>)? ($($arg: $ty),*) {
-            #[inline(always)]
-            fn body<$v: $crate::simd::Vector $(, $($t: $bound),+)?> ($($arg: $ty),*) $body
+        $vis fn $name <$($t: $bound),*> ($($arg: $ty),*) $(-> $ret)? {
+            $($body)*
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::simd::{Avx2, Avx512};
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512 $(<$($t: $bound),+>)? ($($arg: $ty),*) { body::<Avx512 $(, $($t),+)?>($($arg),*) }
+                fn avx512<$($t: $bound),*>($($arg: $ty),*) $(-> $ret)? { $avx512($($arg),*) }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) { body::<Avx2 $(, $($t),+)?>($($arg),*) }
+                fn avx2<$($t: $bound),*>($($arg: $ty),*) $(-> $ret)? { $avx2($($arg),*) }
                 match $crate::dispatch::instruction_set() {
                     // SAFETY: the set, or one with more, was detected on this machine.
-                    $crate::dispatch::InstructionSet::Avx512 | $crate::dispatch::InstructionSet::Avx512Bf16 | $crate::dispatch::InstructionSet::Amx => return unsafe { avx512 $(::<$($t),+>)? ($($arg),*) },
+                    $crate::dispatch::InstructionSet::Avx512 | $crate::dispatch::InstructionSet::Avx512Bf16 | $crate::dispatch::InstructionSet::Amx => return unsafe { avx512::<$($t),*>($($arg),*) },
                     // SAFETY: as above.
-                    $crate::dispatch::InstructionSet::Avx2 => return unsafe { avx2 $(::<$($t),+>)? ($($arg),*) },
+                    $crate::dispatch::InstructionSet::Avx2 => return unsafe { avx2::<$($t),*>($($arg),*) },
                     $crate::dispatch::InstructionSet::Portable => {}
                 }
-                body::<$crate::simd::Portable $(, $($t),+)?>($($arg),*)
             }
-            #[cfg(target_arch = "aarch64")]
-            body::<$crate::simd::Neon $(, $($t),+)?>($($arg),*);
-            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-            body::<$crate::simd::Portable $(, $($t),+)?>($($arg),*);
+            $other($($arg),*)
         }
     };
 }
-pub(crate) use vectorised;
+pub(crate) use compiled_for_each_set;
 
 /// Lanes of the widest register.
 const MOST_LANES: usize = 16;
@@ -289,6 +287,12 @@ impl Vector for Portable {
         unsafe { at.cast::<[f32; 4]>().write_unaligned(self.0) }
     }
 }
+
+/// The registers that every processor of this architecture has.
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) type Baseline = Portable;
+#[cfg(target_arch = "aarch64")]
+pub(crate) type Baseline = Neon;
 
 /// NEON, which every 64-bit ARM processor has.
 #[cfg(target_arch = "aarch64")]

@@ -37,7 +37,9 @@ fn compare(
         ["Relu6", "HardSwish", "HardSigmoid", "[3, 1, 2, 3]"].iter().any(|part| case.name.contains(part));
     let bound = if dtype == DType::BF16 && rough { 0.1 } else { bound };
     // F(4×4, 3×3), which serves these unless it must not, loses digits to the constants of its transforms.
-    let winograd = ["2x64x32x32", "7x48x14x13", "6x50x15x17"].iter().any(|part| case.name.contains(part));
+    const MINIMAL_FILTERING: [&str; 6] =
+        ["2x16x32x32", "2x64x32x32", "7x48x14x13", "6x50x15x17", "9x19x11x14", "9x16x14x11"];
+    let winograd = MINIMAL_FILTERING.iter().any(|part| case.name.contains(part));
     // So do three products of bf16 for one of f32.
     let tiles = instruction_set() == InstructionSet::Amx && case.name.starts_with("conv2d");
     let bound = if (winograd || tiles) && !strict { bound.max(1e-4) } else { bound };
