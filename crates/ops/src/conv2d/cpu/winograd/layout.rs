@@ -1,7 +1,7 @@
 //! Where transformed tiles lie, and what they are made of.
 
 use super::super::super::Geometry;
-use super::super::product::{least_width, panel_width};
+use super::super::product::panel_width;
 use super::transform::Window;
 use crate::element::Element;
 use std::ops::Range;
@@ -9,11 +9,6 @@ use std::ops::Range;
 /// Elements between the data of neighbouring positions. A transform writes to all of them at once, and those a
 /// power of two apart would share a few sets of the cache.
 pub(super) const GAP: usize = 16;
-
-/// Channels of a panel of so many: half of the widest where that holds all of them.
-pub(super) fn panel_of(channels: usize) -> usize {
-    if channels <= least_width() { least_width() } else { panel_width() }
-}
 
 /// Transformed data of a set of tiles: [position][block of channels][tile][channel of the block], neighbouring
 /// positions [`GAP`] further apart.
@@ -33,7 +28,7 @@ impl Store {
 
     /// A panel's width of channels of each tile together.
     pub(super) fn by_panel(tiles: usize, channels: usize) -> Self {
-        Self { tiles, channels, block: panel_of(channels) }
+        Self { tiles, channels, block: panel_width() }
     }
 
     /// The same for so many tiles.

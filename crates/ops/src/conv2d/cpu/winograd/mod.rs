@@ -17,7 +17,7 @@ mod weight_gradient;
 use super::super::Geometry;
 use super::Weight;
 use super::finish::{End, Finish};
-use super::product::{Left, Out, Right, Word, multiply};
+use super::product::{Left, Out, Right, Word, multiply, panel_width};
 use crate::dispatch::strict_f32;
 use crate::element::{Element, round};
 use crate::inference::{Form, prepared};
@@ -25,7 +25,7 @@ use crate::parallel::{each, with_scratch};
 use crate::pool::{Buffer, take};
 use crate::transpose::transpose;
 use candle_core::{DType, TensorId};
-use layout::{GAP, Source, Store, Tiles, panel_of};
+use layout::{GAP, Source, Store, Tiles};
 use std::ops::Range;
 use std::sync::Arc;
 use transform::{
@@ -34,14 +34,15 @@ use transform::{
 };
 pub(super) use weight_gradient::weight_gradient;
 
-/// Whether this kernel is the quickest for a geometry. Below sixteen channels, and sixty with F(2×2, 3×3), the
-/// transforms cost what the products save, and with few tiles a transformed filter is used too rarely to be worth reading.
+/// Whether this kernel is the quickest for a geometry. With channels that do not fill a panel, and below sixty with
+/// F(2×2, 3×3), the transforms cost what the products save, and with few tiles a transformed filter is used too rarely to
+/// be worth reading.
 pub(super) fn serves(g: &Geometry) -> bool {
     let w = &g.window;
     let shape = w.kernel == (3, 3) && w.stride == (1, 1) && w.dilation == (1, 1) && g.groups == 1;
     let padding = w.padding.0 <= 2 && w.padding.1 <= 2;
     let (tiles, channels) = (Tiles::new(g, outputs()).count(), g.c_in.min(g.c_out));
-    let least = if strict_f32() { 64 } else { 16 };
+    let least = if strict_f32() { 64 } else { panel_width().max(16) };
     shape && padding && channels >= least && tiles >= 16 && tiles * channels >= 1024
 }
 
@@ -100,23 +101,19 @@ struct Filters<'a, T> {
 }
 
 impl<T: Element> Filters<'_, T> {
-    fn width(&self) -> usize {
-        panel_of(self.c_out)
-    }
-
     fn panels(&self) -> usize {
-        self.c_out.div_ceil(self.width())
+        self.c_out.div_ceil(panel_width())
     }
 
     /// Elements of a panel of one position.
     fn panel_len(&self) -> usize {
-        self.c_in * self.width()
+        self.c_in * panel_width()
     }
 
     /// G g Gᵀ for a panel's channels, rounded as `T` stores weights: `out[position]` is [c_in][panel width].
     fn transform(&self, panel: usize, out: &mut [&mut [f32]]) {
         const STEP: usize = 16;
-        let width = self.width();
+        let width = panel_width();
         let channels = panel * width..(panel * width + width).min(self.c_out);
         // [c_in][tap][panel width] for a few channels at a time, so that both sides stay in cache.
         let mut taps = vec![0f32; STEP * 9 * width];
@@ -327,7 +324,7 @@ impl<T: Element> Convolution<'_, T> {
 
     /// The product of one position for a panel of channels: [tile][panel width].
     fn product(&self, seen: &[f32], starts: &[usize], filters: &[f32], result: &mut [f32]) {
-        let width = self.filters.width();
+        let width = panel_width();
         let left = Left { word: Word::Single, data: seen, starts, runs: &[0], run: self.g.c_in, step: 1 };
         let out = Out { data: result, stride: width, columns: width, end: End::Set };
         multiply(left, Right { data: filters, step: width, next: &[] }, out);

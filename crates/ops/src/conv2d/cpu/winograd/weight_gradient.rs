@@ -3,8 +3,8 @@
 use super::super::super::Geometry;
 use super::super::finish::End;
 use super::super::from_columns;
-use super::super::product::{Left, Out, Right, Word, multiply};
-use super::layout::{GAP, Source, Store, Tiles, panel_of};
+use super::super::product::{Left, Out, Right, Word, multiply, panel_width};
+use super::layout::{GAP, Source, Store, Tiles};
 use super::{Scheme, transform};
 use crate::element::Element;
 use crate::parallel::{buffer, chunks, with_scratch};
@@ -16,7 +16,7 @@ pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys:
     /// takes of the innermost cache.
     const SUMMED_TILES: usize = 256;
     let scheme = Scheme::<T>::choose();
-    let (tiles, positions, width) = (Tiles::new(g, scheme.side), scheme.positions(), panel_of(g.c_out));
+    let (tiles, positions, width) = (Tiles::new(g, scheme.side), scheme.positions(), panel_width());
     let seen = Source { maps: xs, size: g.size, channels: g.c_in, offset: g.window.padding };
     let moved = Source { maps: dys, size: g.out, channels: g.c_out, offset: (0, 0) };
     let (panels, panel_len) = (g.c_out.div_ceil(width), g.c_in * width);
@@ -42,8 +42,7 @@ pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys:
                     for (position, sum) in scratch.chunks_exact_mut(panel_len + GAP).enumerate() {
                         sums.product(position, panel, &mut sum[..panel_len], false);
                     }
-                    let positions: Vec<&[f32]> =
-                        scratch.chunks_exact(panel_len + GAP).map(|sum| &sum[..panel_len]).collect();
+                    let positions: Vec<&[f32]> = scratch.chunks_exact(panel_len + GAP).collect();
                     store_gradients(&scheme, &positions, g.c_in, out);
                 });
             });
@@ -87,8 +86,7 @@ impl<'a> Sums<'a> {
 
     /// The products of one position, summed over tiles, for a panel of output channels: [c_in][panel width].
     fn product(&self, position: usize, panel: usize, out: &mut [f32], accumulate: bool) {
-        let (inputs, gradients) = (self.inputs, self.gradients);
-        let width = gradients.block;
+        let (width, inputs, gradients) = (panel_width(), self.inputs, self.gradients);
         let data = &self.input[position * inputs.position_len()..][..inputs.position_len()];
         let left = Left {
             word: Word::Single,
@@ -107,7 +105,7 @@ impl<'a> Sums<'a> {
 
 /// Gᵀ u G of a panel of output channels, `positions` [c_in][panel width] each, into weights [c_out][c_in][3][3].
 fn store_gradients<T>(scheme: &Scheme<T>, positions: &[&[f32]], c_in: usize, out: &mut [f32]) {
-    let width = positions[0].len() / c_in;
+    let width = panel_width();
     // The nine taps of the input channel that is being stored.
     let (mut channel, mut taps) = (usize::MAX, vec![0f32; 9 * width]);
     from_columns(out, c_in, 9, |ci, tap, lanes| {
