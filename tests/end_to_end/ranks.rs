@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 const TRAIN: &str = "train --dataset shapes --limit-train 69 --limit-test 30 --augment standard \
                      --seed 3 --grad-accum 2 --dtype f32 --threads 1 --strict-f32";
 
-/// The largest difference between the variables of two runs, beside the largest element of each.
-fn distance(shell: &Shell, a: &str, b: &str) -> f32 {
+/// The largest difference in each variable of two runs, beside its largest element: the median and the largest of all.
+fn distances(shell: &Shell, a: &str, b: &str) -> (f32, f32) {
     let read = |run: &str| {
         let path = shell.path(run).join("last.safetensors");
         candle_core::safetensors::load(path, &Device::Cpu).unwrap()
@@ -25,7 +25,9 @@ fn distance(shell: &Shell, a: &str, b: &str) -> f32 {
         let largest = |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |m, v| m.max(v.abs()));
         largest(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / largest(&mut a.iter().copied()).max(1e-3)
     };
-    a.keys().map(of_tensor).fold(0.0, f32::max)
+    let mut sorted: Vec<f32> = a.keys().map(of_tensor).collect();
+    sorted.sort_by(f32::total_cmp);
+    (sorted[sorted.len() / 2], sorted[sorted.len() - 1])
 }
 
 /// Half the batch for each of two ranks, which `two` starts with these arguments.
@@ -33,21 +35,22 @@ fn two_ranks_are_one(options: &str, tolerance: f32, two: impl Fn(&Shell, &str)) 
     let shell = Shell::new();
     shell.zoo(&format!("{TRAIN} {options} --epochs 2 --batch-size 16 --out one")).ok();
     two(&shell, &format!("{TRAIN} {options} --epochs 2 --batch-size 8 --out two"));
-    let found = distance(&shell, "one", "two");
-    assert!(found < tolerance, "{options}: {found}");
+    let (median, largest) = distances(&shell, "one", "two");
+    assert!(median < 1e-5 && largest < tolerance, "{options}: {median}, {largest}");
     // The comparison sees a batch of another size.
     shell.zoo(&format!("{TRAIN} {options} --epochs 2 --batch-size 8 --out other")).ok();
-    let other = distance(&shell, "one", "other");
-    assert!(other > 10.0 * tolerance, "{options}: {other}");
+    let (median, largest) = distances(&shell, "one", "other");
+    assert!(median > 1e-3 && largest > 10.0 * tolerance, "{options}: {median}, {largest}");
 }
 
 /// Networks without batch normalisation, with dropout, and with statistics over both ranks.
 const NETWORKS: [(&str, f32); 3] = [
     ("--model caffe_lenet --lr 0.02", 1e-5),
     ("--model mlp --lr 0.02 --dropout 0.3 --ema 0.9", 1e-5),
-    // At a small rate: the signs of values near zero decide about gradients here, and rounding about those signs. Which
-    // of them turn differs from one instruction set to the next: 0.9e-4 to 2.1e-4 were seen.
-    ("--model cifar_resnet20 --lr 1e-4 --sync-batch-norm", 5e-4),
+    // At a small rate: the signs of values near zero decide about gradients here, and rounding about those signs. The
+    // biases of a few normalisations then differ by 0.7e-4 to 5.4e-4 (four seeds, three instruction sets), while half of
+    // all variables differ by less than 1e-6.
+    ("--model cifar_resnet20 --lr 1e-4 --sync-batch-norm", 3e-3),
 ];
 
 #[test]
@@ -98,7 +101,7 @@ fn every_rank_has_the_same_statistics() {
     shell.zoo(&format!("{line} --out b")).ok();
     assert!(bytes(&shell.path("a/last.safetensors")) == bytes(&shell.path("b/last.safetensors")));
     shell.zoo(&format!("{line} --out c --sync-batch-norm")).ok();
-    assert!(distance(&shell, "a", "c") > 1e-3, "statistics of half the batch are others");
+    assert!(distances(&shell, "a", "c").1 > 1e-3, "statistics of half the batch are others");
 }
 
 #[test]
@@ -107,7 +110,7 @@ fn the_learning_rate_follows_the_number_of_ranks() {
     let line = format!("{TRAIN} --epochs 2 --model mlp");
     shell.zoo(&format!("{line} --batch-size 8 --lr 0.02 --out two --devices 2 --scale-lr")).ok();
     shell.zoo(&format!("{TRAIN} --epochs 2 --model mlp --batch-size 16 --lr 0.04 --out one")).ok();
-    let found = distance(&shell, "one", "two");
+    let found = distances(&shell, "one", "two").1;
     assert!(found < 1e-5, "{found}");
 }
 
