@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use zoo_data::{CatalogEntry, Loader, LoaderConfig, Split};
+use zoo_data::{CatalogEntry, Loader, LoaderConfig, Split, View, views};
 use zoo_trainer::{ClassAccuracy, DATA_SEED, evaluate};
 
 /// Skipped images that are named one by one.
@@ -44,6 +44,10 @@ pub(crate) struct Args {
     /// Images computed at a time
     #[arg(long, value_name = "N", default_value = "128", value_parser = non_zero)]
     batch_size: usize,
+    /// Average the answers to six views of each image: as it is and moved by a pixel towards two corners, each also
+    /// mirrored (three views of images that must not be, such as digits)
+    #[arg(long)]
+    tta: bool,
     /// Also show the accuracy of each class
     #[arg(long)]
     per_class: bool,
@@ -110,10 +114,14 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         in_chans: Some(input.in_chans),
         ..LoaderConfig::new(args.batch_size, 0)
     };
+    if args.tta && dataset.vocabulary().is_some() {
+        bail!("--tta looks at images from several sides; {name} has sentences");
+    }
     let loader = Loader::new(dataset, config)?;
     let bar = printer.bar("evaluating {wide_bar} {pos}/{len}  {per_sec}  {eta} left");
     bar.set_length(loader.dataset().len() as u64);
-    let report = evaluate(&trained.model, &loader, input, (dtype, &device), |done| {
+    let views = if args.tta { views(loader.dataset().meta().mirror) } else { vec![View::PLAIN] };
+    let report = evaluate(&trained.model, &loader, input, &views, (dtype, &device), |done| {
         bar.set_position(done as u64);
         ControlFlow::Continue(())
     })?;

@@ -141,6 +141,12 @@ pub(crate) struct Settings {
     /// Evaluate and save a moving average of the weights with this decay, e.g. 0.999
     #[arg(long, value_name = "DECAY", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     ema: Option<f64>,
+    /// Every five steps go back to a moving average of the weights, whose decay per step grows to this, e.g. 0.95
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
+    lookahead: Option<f64>,
+    /// Multiply the learning rate of the biases of normalisations, e.g. by 64 in short runs
+    #[arg(long, value_name = "FACTOR", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
+    norm_bias_lr_scale: Option<f64>,
     /// Limit the norm of the gradient
     #[arg(long, value_name = "NORM", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     clip_grad: Option<f64>,

@@ -89,6 +89,7 @@ fn words_and_pictures_are_not_mixed_up() {
         ("train --model textcnn", "--data-dir FILE"),
         ("train --model textcnn --data-dir nowhere.tsv", "nowhere.tsv"),
         ("eval run --dataset shapes", "these weights read sentences"),
+        ("eval run --tta", "text has sentences"),
         ("train --model textcnn --data-dir reviews.tsv --mean 0,0,0", "not normalised"),
         ("predict run --image-size 5 good", "cannot be changed"),
         ("eval run --mean 0,0,0", "cannot be changed"),

@@ -128,6 +128,11 @@ fn eval_reports() {
         eval["per_class"].as_array().unwrap().iter().map(|class| class["class"].as_str().unwrap()).collect();
     assert_eq!(classes, ["blue", "green", "red"]);
 
+    // Other views of the same images give other logits.
+    let views = shell.zoo("eval out --tta --per-class --json").json();
+    assert_eq!((fields(&views), &views["n"]), (fields(&eval), &eval["n"]));
+    assert_ne!(views["loss"], eval["loss"]);
+
     let train = shell.zoo("eval out/last.safetensors --split train --json").json();
     assert_eq!((train["n"].as_u64(), train.get("per_class")), (Some(18), None));
     // Foreign weights are the same weights without a description.

@@ -7,7 +7,7 @@ use crate::trivial;
 use rand::Rng;
 use std::fmt;
 use std::str::FromStr;
-use zoo_ops::rng::ChaCha8Rng;
+use zoo_ops::rng::{ChaCha8Rng, stream};
 
 /// Which random changes training images get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,6 +19,9 @@ pub enum Augment {
     /// (He et al. 2016, section 4.2). Above: a random part of 8 to 100 % of the area (or of a larger share, see
     /// [`crate::LoaderConfig::crop_scale`]) and aspect ratio 3/4 to 4/3, resized, and flipped (torchvision's `RandomResizedCrop`). Digits are never flipped.
     Standard,
+    /// As `Standard`, but up to 64 pixels padded by 2 pixels reflected at the edge, and flipped every other time: a
+    /// half of the images in even epochs, the other half in odd ones (Jordan 2024, arXiv:2404.00498, section 3.6).
+    Alternating,
     /// `Standard`, then one operation of TrivialAugment Wide at a random strength (Müller and Hutter 2021,
     /// arXiv:2103.10158, after torchvision's `TrivialAugmentWide`).
     Trivial,
@@ -26,13 +29,14 @@ pub enum Augment {
 
 impl Augment {
     /// Every choice, in the order a help text shows them.
-    pub const ALL: [Self; 3] = [Self::None, Self::Standard, Self::Trivial];
+    pub const ALL: [Self; 4] = [Self::None, Self::Standard, Self::Alternating, Self::Trivial];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Standard => "standard",
+            Self::Alternating => "alternating",
             Self::Trivial => "trivial",
         }
     }
@@ -58,45 +62,90 @@ impl FromStr for Augment {
 /// The least share of a large picture's area that is taken, in torchvision and here unless told.
 pub const CROP_SCALE: f64 = 0.08;
 
-/// Padding on each side before a small image is cut out again.
-const PAD: usize = 4;
+/// What decides the changes to an image in an epoch.
+pub(crate) struct Dice {
+    rng: ChaCha8Rng,
+    /// Whether to mirror it, where that is not drawn.
+    flip: Option<bool>,
+    /// Whether images of the set may be mirrored.
+    mirror: bool,
+}
+
+impl Dice {
+    /// For image `index` of a set whose images `mirror` well or not.
+    pub(crate) fn new(how: Augment, seed: u64, epoch: u64, index: u32, mirror: bool) -> Self {
+        let first = || stream(seed, "flip", u64::from(index)).random::<bool>();
+        let flip = (how == Augment::Alternating).then(|| first() ^ !epoch.is_multiple_of(2));
+        Self { rng: stream(seed, "augment", epoch << 32 | u64::from(index)), flip, mirror }
+    }
+
+    fn flip(&mut self) -> bool {
+        self.flip.unwrap_or_else(|| self.rng.random()) && self.mirror
+    }
+}
 
 /// Where a padded small image is cut out, and whether it is mirrored.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shift {
-    /// First row and column in the padded image, 0 to 2 × `PAD`.
+    /// Pixels of padding on each side.
+    pad: usize,
+    /// Whether they are the image's, reflected at its edge, and not black.
+    reflect: bool,
+    /// First row and column in the padded image, 0 to 2 × `pad`.
     top: usize,
     left: usize,
     flip: bool,
 }
 
 impl Shift {
-    pub(crate) fn draw(rng: &mut ChaCha8Rng, mirror: bool) -> Self {
-        let mut offset = || rng.random_range(0..=2 * PAD as u32) as usize;
+    pub(crate) fn draw(how: Augment, dice: &mut Dice) -> Self {
+        let (pad, reflect) = if how == Augment::Alternating { (2, true) } else { (4, false) };
+        let mut offset = || dice.rng.random_range(0..=2 * pad as u32) as usize;
         let (top, left) = (offset(), offset());
-        Self { top, left, flip: rng.random::<bool>() && mirror }
+        Self { pad, reflect, top, left, flip: dice.flip() }
     }
 
     /// Writes the shifted copy of `pixels`, [h, w, c], to `out` of the same size.
     pub(crate) fn apply(self, pixels: &[u8], [h, w, c]: [usize; 3], out: &mut [u8]) {
-        let row = w * c;
+        let (pad, row) = (self.pad, w * c);
         // The columns of the source that stay visible, and where they land.
-        let from = self.left.saturating_sub(PAD).min(w);
-        let to = PAD.saturating_sub(self.left).min(w);
+        let from = self.left.saturating_sub(pad).min(w);
+        let to = pad.saturating_sub(self.left).min(w);
         let visible = w - from.max(to);
         for (y, line) in out.chunks_exact_mut(row).enumerate() {
-            line.fill(0);
-            if let Some(y) = (y + self.top).checked_sub(PAD).filter(|&y| y < h) {
-                line[to * c..][..visible * c].copy_from_slice(&pixels[y * row + from * c..][..visible * c]);
+            let Some(y) = self.source(y + self.top, h) else {
+                line.fill(0);
+                continue;
+            };
+            let source = &pixels[y * row..][..row];
+            line[to * c..][..visible * c].copy_from_slice(&source[from * c..][..visible * c]);
+            for x in (0..to).chain(to + visible..w) {
+                let pixel = &mut line[x * c..][..c];
+                match self.source(x + self.left, w) {
+                    Some(x) => pixel.copy_from_slice(&source[x * c..][..c]),
+                    None => pixel.fill(0),
+                }
             }
             if self.flip {
                 mirror_row(line, c);
             }
         }
     }
+
+    /// Which of `side` rows or columns is seen at `padded` of the padded image; `None` is black.
+    fn source(self, padded: usize, side: usize) -> Option<usize> {
+        match padded.checked_sub(self.pad) {
+            Some(inside) if inside < side => Some(inside),
+            // An image of fewer pixels than the padding has its last one there.
+            Some(behind) if self.reflect => Some((2 * side).saturating_sub(behind + 2)),
+            None if self.reflect => Some((self.pad - padded).min(side - 1)),
+            _ => None,
+        }
+    }
 }
 
-fn mirror_row(row: &mut [u8], c: usize) {
+/// Exchanges left and right in a row of pixels of `c` channels.
+pub(crate) fn mirror_row(row: &mut [u8], c: usize) {
     match c {
         3 => row.as_chunks_mut::<3>().0.reverse(),
         _ => row.reverse(),
@@ -108,30 +157,29 @@ pub(crate) fn augment(
     image: Image,
     (how, crop_scale): (Augment, f64),
     input: &Preprocess,
-    mirror: bool,
-    rng: &mut ChaCha8Rng,
+    dice: &mut Dice,
 ) -> crate::Result<Image> {
     let size = input.crop;
     let image = match how {
         Augment::None => return input.apply(image),
         _ if size <= SMALL => {
             let fitted = input.apply(image)?;
-            let shift = Shift::draw(rng, mirror);
+            let shift = Shift::draw(how, dice);
             let mut shifted = Image::filled(fitted.h, fitted.w, fitted.c, 0);
             shift.apply(&fitted.pixels, [fitted.h, fitted.w, fitted.c], &mut shifted.pixels);
             shifted
         }
         _ => {
-            let region = random_region(image.h, image.w, crop_scale, rng);
+            let region = random_region(image.h, image.w, crop_scale, &mut dice.rng);
             let mut cropped = resize(&image, region, size, size);
-            if rng.random::<bool>() && mirror {
+            if dice.flip() {
                 let (row, c) = (cropped.w * cropped.c, cropped.c);
                 cropped.pixels.chunks_exact_mut(row).for_each(|row| mirror_row(row, c));
             }
             cropped
         }
     };
-    Ok(if how == Augment::Trivial { trivial::apply(image, rng) } else { image })
+    Ok(if how == Augment::Trivial { trivial::apply(image, &mut dice.rng) } else { image })
 }
 
 /// The part of an `h` × `w` picture that is used: torchvision's `RandomResizedCrop.get_params`.
@@ -158,47 +206,80 @@ fn random_region(h: usize, w: usize, least: f64, rng: &mut ChaCha8Rng) -> Region
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zoo_ops::rng::stream;
 
     fn numbered(h: usize, w: usize, c: usize) -> Image {
         Image { pixels: (0..h * w * c).map(|i| (i % 250 + 1) as u8).collect(), h, w, c }
     }
 
+    fn every_shift(pad: usize) -> impl Iterator<Item = (usize, usize, bool)> {
+        let offsets = move || 0..=2 * pad;
+        offsets().flat_map(move |t| offsets().flat_map(move |l| [(t, l, false), (t, l, true)]))
+    }
+
     #[test]
     fn every_shift_equals_its_definition() {
-        for c in [1, 3] {
+        for (c, (top, left, flip)) in [1, 3].into_iter().flat_map(|c| every_shift(4).map(move |s| (c, s))) {
             let image = numbered(5, 7, c);
-            for (top, left, flip) in
-                (0..9).flat_map(|t| (0..9).flat_map(move |l| [(t, l, false), (t, l, true)]))
-            {
-                let mut out = vec![99; image.pixels.len()];
-                Shift { top, left, flip }.apply(&image.pixels, [5, 7, c], &mut out);
-                for (y, x, k) in (0..5).flat_map(|y| (0..7).flat_map(move |x| (0..c).map(move |k| (y, x, k))))
-                {
-                    let seen = if flip { 6 - x } else { x };
-                    let (from_y, from_x) = (y + top, seen + left);
-                    let inside = (4..9).contains(&from_y) && (4..11).contains(&from_x);
-                    let expected =
-                        if inside { image.pixels[((from_y - 4) * 7 + from_x - 4) * c + k] } else { 0 };
-                    assert_eq!(out[(y * 7 + x) * c + k], expected, "{top} {left} {flip} at {y} {x} {k}");
-                }
+            let mut out = vec![99; image.pixels.len()];
+            Shift { pad: 4, reflect: false, top, left, flip }.apply(&image.pixels, [5, 7, c], &mut out);
+            for (y, x, k) in (0..5).flat_map(|y| (0..7).flat_map(move |x| (0..c).map(move |k| (y, x, k)))) {
+                let seen = if flip { 6 - x } else { x };
+                let (from_y, from_x) = (y + top, seen + left);
+                let inside = (4..9).contains(&from_y) && (4..11).contains(&from_x);
+                let expected = if inside { image.pixels[((from_y - 4) * 7 + from_x - 4) * c + k] } else { 0 };
+                assert_eq!(out[(y * 7 + x) * c + k], expected, "{top} {left} {flip} at {y} {x} {k}");
             }
         }
     }
 
     #[test]
-    fn shifts_are_uniform_and_digits_keep_their_side() {
-        let mut seen = [[0u32; 9]; 2];
-        let mut flips = 0;
-        for i in 0..9000 {
-            let shift = Shift::draw(&mut stream(3, "augment", i), true);
-            seen[0][shift.top] += 1;
-            seen[1][shift.left] += 1;
-            flips += u32::from(shift.flip);
-            assert!(!Shift::draw(&mut stream(3, "augment", i), false).flip);
+    fn every_reflected_shift_equals_its_definition() {
+        let (h, w, c) = (5, 7, 3);
+        // A row and a column of the image with two more on each side, as PyTorch's `reflect` has them.
+        let rows = [2, 1, 0, 1, 2, 3, 4, 3, 2];
+        let columns = [2, 1, 0, 1, 2, 3, 4, 5, 6, 5, 4];
+        let image = numbered(h, w, c);
+        for (top, left, flip) in every_shift(2) {
+            let mut out = vec![99; image.pixels.len()];
+            Shift { pad: 2, reflect: true, top, left, flip }.apply(&image.pixels, [h, w, c], &mut out);
+            for (y, x, k) in (0..h).flat_map(|y| (0..w).flat_map(move |x| (0..c).map(move |k| (y, x, k)))) {
+                let seen = if flip { w - 1 - x } else { x };
+                let expected = image.pixels[(rows[y + top] * w + columns[seen + left]) * c + k];
+                assert_eq!(out[(y * w + x) * c + k], expected, "{top} {left} {flip} at {y} {x} {k}");
+            }
         }
-        assert!(seen.as_flattened().iter().all(|k| (850..1150).contains(k)), "{seen:?}");
-        assert!((4300..4700).contains(&flips), "{flips}");
+        // Nothing to reflect but the only pixel.
+        let mut out = [0; 3];
+        Shift { pad: 2, reflect: true, top: 0, left: 4, flip: true }.apply(&[7, 8, 9], [1, 1, 3], &mut out);
+        assert_eq!(out, [7, 8, 9]);
+    }
+
+    #[test]
+    fn shifts_are_uniform_and_digits_keep_their_side() {
+        for (how, pad) in [(Augment::Standard, 4), (Augment::Alternating, 2)] {
+            let mut seen = [[0u32; 9]; 2];
+            let mut flips = 0;
+            for i in 0..9000 {
+                let shift = Shift::draw(how, &mut Dice::new(how, 3, 0, i, true));
+                seen[0][shift.top] += 1;
+                seen[1][shift.left] += 1;
+                flips += u32::from(shift.flip);
+                assert!(!Shift::draw(how, &mut Dice::new(how, 3, 0, i, false)).flip);
+            }
+            let expected = 9000.0 / f64::from(2 * pad + 1);
+            let near = |k: &u32| (0.85..1.15).contains(&(f64::from(*k) / expected));
+            assert!(seen.iter().all(|s| s[..=2 * pad as usize].iter().all(near)), "{how}: {seen:?}");
+            assert!((4300..4700).contains(&flips), "{how}: {flips}");
+        }
+    }
+
+    #[test]
+    fn every_other_epoch_is_mirrored() {
+        let flip = |how, epoch, i| Shift::draw(how, &mut Dice::new(how, 3, epoch, i, true)).flip;
+        let changed = |how, epoch| (0..1000).filter(|&i| flip(how, epoch, i) != flip(how, 0, i)).count();
+        let of = |how| [1, 2, 3, 4].map(|epoch| changed(how, epoch));
+        assert_eq!(of(Augment::Alternating), [1000, 0, 1000, 0]);
+        assert!(of(Augment::Standard).iter().all(|n| (400..600).contains(n)));
     }
 
     #[test]
@@ -233,7 +314,7 @@ mod tests {
         let input = Preprocess { resize: 112, ..Preprocess::new(98, 3) };
         for how in Augment::ALL {
             let out =
-                augment(numbered(120, 90, 3), (how, CROP_SCALE), &input, true, &mut stream(0, "augment", 5))
+                augment(numbered(120, 90, 3), (how, CROP_SCALE), &input, &mut Dice::new(how, 0, 0, 5, true))
                     .unwrap();
             assert_eq!((out.h, out.w, out.pixels.len()), (98, 98, 98 * 98 * 3));
         }
@@ -245,6 +326,6 @@ mod tests {
             assert_eq!(how.to_string().parse::<Augment>().unwrap(), how);
         }
         let message = "auto".parse::<Augment>().unwrap_err().to_string();
-        assert_eq!(message, "unknown augmentation 'auto'; there are: none, standard, trivial");
+        assert_eq!(message, "unknown augmentation 'auto'; there are: none, standard, alternating, trivial");
     }
 }

@@ -42,6 +42,7 @@ mod sheet;
 mod text;
 mod trivial;
 mod verify;
+mod views;
 
 pub use augment::{Augment, CROP_SCALE};
 pub use catalog::{CATALOG, CatalogEntry, open};
@@ -57,6 +58,7 @@ pub use resize::{Interpolation, Region, resize, resize_by};
 pub use sheet::contact_sheet;
 pub use text::{Reading, Vocabulary, open_text};
 pub use verify::{FileReport, FileStatus, verify};
+pub use views::{View, views};
 
 /// The result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -5,7 +5,7 @@
 //! in turn. So the order is fixed by construction, no batch waits for sorting, and any number of workers
 //! delivers the same bytes.
 
-use crate::augment::{Augment, CROP_SCALE, Shift, augment};
+use crate::augment::{Augment, CROP_SCALE, Dice, Shift, augment};
 use crate::dataset::{Dataset, Meta, permutation};
 use crate::mix::{Mix, Mixed};
 use crate::preprocess::{Preprocess, SMALL};
@@ -362,8 +362,7 @@ impl Shared {
     /// Writes image `index` as the model sees it in that epoch to `out`.
     fn render(&self, epoch: u64, index: u32, out: &mut [u8]) -> Result<()> {
         let Self { dataset, config, input, .. } = self;
-        let mut rng = stream(config.seed, "augment", epoch << 32 | u64::from(index));
-        let mirror = dataset.meta().mirror;
+        let mut dice = Dice::new(config.augment, config.seed, epoch, index, dataset.meta().mirror);
         if let Some((pixels, shape)) = dataset.packed(index as usize)
             && shape == [input.crop, input.crop, input.channels]
             && input.resize == input.crop
@@ -374,22 +373,20 @@ impl Shared {
                     out.copy_from_slice(pixels);
                     return Ok(());
                 }
-                Augment::Standard if input.crop <= SMALL => {
-                    Shift::draw(&mut rng, mirror).apply(pixels, shape, out);
+                Augment::Standard | Augment::Alternating if input.crop <= SMALL => {
+                    Shift::draw(config.augment, &mut dice).apply(pixels, shape, out);
                     return Ok(());
                 }
                 _ => {}
             }
         }
         let image = dataset.get(index as usize)?.with_channels(input.channels);
-        let image = augment(image, (config.augment, config.crop_scale), input, mirror, &mut rng).map_err(
-            |error| {
-                let origin = dataset
-                    .path(index as usize)
-                    .map_or(format!("image {index}"), |path| path.display().to_string());
+        let image =
+            augment(image, (config.augment, config.crop_scale), input, &mut dice).map_err(|error| {
+                let path = dataset.path(index as usize);
+                let origin = path.map_or(format!("image {index}"), |path| path.display().to_string());
                 Error::Image { origin, reason: error.to_string() }
-            },
-        )?;
+            })?;
         out.copy_from_slice(&image.pixels);
         Ok(())
     }

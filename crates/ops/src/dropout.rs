@@ -43,6 +43,11 @@ fn masked(
         bail!("{kind}: a probability of {p}; it must be at least 0 and less than 1");
     }
     let apply = train && p > 0.0;
+    #[cfg(any(test, feature = "cuda"))]
+    if apply && let Some(xs) = xs.gpu()? {
+        let mask = noise.keep_mask(shape, 1.0 - p, xs.values().device())?.to_dtype(xs.values().dtype())?;
+        return Ok(FeatureMap::on_gpu(on_gpu::masked(&xs, mask)?));
+    }
     match xs.view()? {
         View::Traced(t) => Ok(FeatureMap::traced_step(t, t.dims, Step::new(kind))),
         _ if !apply => Ok(xs.clone()),
@@ -53,6 +58,34 @@ fn masked(
         View::Cpu(xs) => {
             let mask = noise.keep_mask(shape, 1.0 - p, &Device::Cpu)?.flatten_all()?.to_vec1()?;
             Ok(FeatureMap::slot(Mask(mask).apply(&[&xs], &[], xs.dims())?))
+        }
+    }
+}
+
+#[cfg(any(test, feature = "cuda"))]
+mod on_gpu {
+    use crate::cuda::{Gradients, Map, Operator, record, times};
+    use candle_core::{Result, Tensor};
+
+    /// With one factor for each element or for each image.
+    pub(super) fn masked(xs: &Map, mask: Tensor) -> Result<Map> {
+        let values = xs.values();
+        let per_value = values.elem_count() / mask.elem_count().max(1);
+        let ys = times(values, &mask, (per_value, 1))?;
+        record(&[xs], &[], ys, || Mask { mask, per_value })
+    }
+
+    struct Mask {
+        mask: Tensor,
+        /// Elements that have a factor in common.
+        per_value: usize,
+    }
+
+    impl Operator for Mask {
+        const NAME: &'static str = "dropout";
+
+        fn backward(self, dys: Tensor, _: &[bool], _: &[bool]) -> Result<Gradients> {
+            Ok((vec![Some(times(&dys, &self.mask, (self.per_value, 1))?)], Vec::new()))
         }
     }
 }

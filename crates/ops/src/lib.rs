@@ -25,6 +25,7 @@ pub mod cuda;
 pub mod dispatch;
 pub mod dropout;
 mod element;
+mod elementary;
 pub mod embedding;
 mod feature_map;
 pub mod gate;

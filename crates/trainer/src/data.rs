@@ -3,8 +3,10 @@
 use crate::input::Input;
 use crate::start::Start;
 use crate::{Error, Result, TrainConfig};
+use candle_core::{DType, Device};
 use zoo::Spec;
 use zoo_data::{Augment, Dataset, Interpolation, Loader, LoaderConfig, Meta, Mix, Preprocess, Share, Split};
+use zoo_ops::FeatureMap;
 
 /// The seed that draws the set `shapes` and decides which images a limit or a held-out share takes. It is the
 /// same in every run, so that runs with different seeds are measured on the same images.
@@ -38,13 +40,7 @@ impl TrainData {
 
     /// What makes the batches of one rank: its share of each to train on, and its share of the set to evaluate on.
     pub(crate) fn loaders(&self, config: &TrainConfig, share: Share) -> Result<(Loader, Loader)> {
-        let base = LoaderConfig {
-            image_size: config.image_size,
-            resize: config.resize,
-            interpolation: config.interpolation.unwrap_or_default(),
-            in_chans: config.in_chans,
-            ..LoaderConfig::new(config.batch_size, config.seed)
-        };
+        let base = plain(config);
         let mix = Mix { mixup: config.mixup, cutmix: config.cutmix };
         let train = LoaderConfig {
             shuffle: config.shuffle,
@@ -63,6 +59,36 @@ impl TrainData {
             )));
         }
         Ok((Loader::new(self.train.clone(), train)?, Loader::new(own, val)?))
+    }
+
+    /// The first training images as they are evaluated, for the initial values that depend on images: as many as have
+    /// the pixels of 5,000 images of 32×32.
+    pub(crate) fn first_images(
+        &self,
+        config: &TrainConfig,
+        input: &Input,
+        device: &Device,
+    ) -> candle_core::Result<FeatureMap> {
+        const PIXELS: usize = 5_000 * 32 * 32;
+        let n = (PIXELS / (input.image_size * input.image_size)).clamp(1, self.train.len());
+        let config = LoaderConfig { batch_size: n, ..plain(config) };
+        let loader = Loader::new(self.train.subset(0..n), config).map_err(candle_core::Error::wrap)?;
+        let batch = loader.epoch(0, 0).next().transpose().map_err(candle_core::Error::wrap)?;
+        match batch {
+            Some(batch) => input.normalise(&batch, DType::F32, device),
+            None => candle_core::bail!("there are no images to start from"),
+        }
+    }
+}
+
+/// Every image once, as it is evaluated.
+fn plain(config: &TrainConfig) -> LoaderConfig {
+    LoaderConfig {
+        image_size: config.image_size,
+        resize: config.resize,
+        interpolation: config.interpolation.unwrap_or_default(),
+        in_chans: config.in_chans,
+        ..LoaderConfig::new(config.batch_size, config.seed)
     }
 }
 

@@ -1,14 +1,15 @@
 //! Accuracy and loss over a whole data set.
 
-use crate::Result;
 use crate::input::Input;
 use crate::metrics::{ClassAccuracy, Metrics};
+use crate::{Error, Result};
 use candle_core::{DType, Device};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::time::Instant;
 use zoo::Model;
-use zoo_data::Loader;
+use zoo_data::{Loader, View};
 use zoo_ops::Inference;
 
 /// The result of an evaluation. Accuracies in percent.
@@ -30,7 +31,8 @@ pub struct EvalReport {
     pub per_class: Vec<ClassAccuracy>,
 }
 
-/// Evaluates a model on every image of a loader, once, without dropout and with running statistics.
+/// Evaluates a model on every image of a loader, without dropout and with running statistics. Of several `views` of an
+/// image the logits are averaged; [`View::PLAIN`] alone is the image as it is.
 ///
 /// `progress` hears after each batch how many images are done, and may break off: then there is no report.
 ///
@@ -40,11 +42,12 @@ pub fn evaluate(
     model: &Model,
     loader: &Loader,
     input: &Input,
+    views: &[View],
     place: (DType, &Device),
     progress: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<EvalReport>> {
     let start = Instant::now();
-    let metrics = measure(model, loader, input, place, progress)?;
+    let metrics = measure(model, loader, input, views, place, progress)?;
     Ok(metrics.map(|metrics| EvalReport::new(&metrics, start, &loader.dataset().meta().classes)))
 }
 
@@ -53,6 +56,7 @@ pub(crate) fn measure(
     model: &Model,
     loader: &Loader,
     input: &Input,
+    views: &[View],
     (dtype, device): (DType, &Device),
     mut progress: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Metrics>> {
@@ -60,8 +64,15 @@ pub(crate) fn measure(
     let inference = Inference::default();
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
-        let images = input.normalise(&batch, dtype, device)?;
-        let logits = inference.run(|| model.forward(&images, false))?;
+        let answer = |view: &View| {
+            let seen =
+                if *view == View::PLAIN { Cow::Borrowed(&batch) } else { Cow::Owned(batch.seen(*view)) };
+            let images = input.normalise(&seen, dtype, device)?;
+            inference.run(|| model.forward(&images, false))?.affine(view.weight, 0.0)
+        };
+        let mut logits = views.iter().map(answer);
+        let first = logits.next().ok_or_else(|| Error::config("views", "there is none"))??;
+        let logits = logits.try_fold(first, |sum, logits| sum + logits?)?;
         metrics.update(&logits, &batch.labels)?;
         if progress(metrics.n as usize).is_break() {
             return Ok(None);

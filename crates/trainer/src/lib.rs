@@ -4,11 +4,11 @@
 //! be stopped or killed at any moment: resumed, it ends with the weights of a run that never was, bit for bit.
 //! What it does on the way it tells an [`Observer`].
 
+mod averages;
 mod checkpoint;
 mod config;
 mod data;
 mod depth;
-mod ema;
 mod error;
 mod evaluate;
 mod freeze;
@@ -28,10 +28,10 @@ mod state;
 mod train;
 mod trainer;
 
+pub use averages::{AveragedWeights, Averaging};
 pub use checkpoint::{Checkpoint, CheckpointMeta, CheckpointMetrics};
 pub use config::{Precision, TrainConfig};
 pub use data::{DATA_SEED, TrainData};
-pub use ema::Ema;
 pub use error::Error;
 pub use evaluate::{EvalReport, evaluate};
 pub use gradients::Gradients;

@@ -10,8 +10,12 @@ macro_rules! recipe {
 }
 
 /// (model-dataset, the recipe of one training run).
-const RECIPES: &[(&str, &str)] =
-    &[recipe!("lenet5-mnist"), recipe!("cifar_resnet20-cifar10"), recipe!("resnet18-cifar10")];
+const RECIPES: &[(&str, &str)] = &[
+    recipe!("lenet5-mnist"),
+    recipe!("airbench94-cifar10"),
+    recipe!("cifar_resnet20-cifar10"),
+    recipe!("resnet18-cifar10"),
+];
 
 /// (family, settings in TOML) where the general defaults do not suit. Networks without normalisation need a
 /// lower rate than those with it.
@@ -25,6 +29,8 @@ const FAMILIES: &[(&str, &str)] = &[
     ("squeezenet", "lr = 0.02"),
     ("textcnn", "dataset = \"text\"\nbatch_size = 50\nlr = 0.05\nweight_decay = 1e-4\naugment = \"none\""),
     ("cifar_resnet", "weight_decay = 1e-4"),
+    // Its normalisations have no scale, and its first convolution whitens.
+    ("airbench", "freeze = [\"0.weight\", \"*.norm?.weight\"]\nnorm_bias_lr_scale = 64.0"),
 ];
 
 /// What the general defaults are changed to for a model on a data set.

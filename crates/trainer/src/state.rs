@@ -3,7 +3,7 @@
 //! The weights are in it too, although `last.safetensors` may have them: a process killed between writing two
 //! files must not leave a pair that does not belong together.
 
-use crate::ema::Ema;
+use crate::averages::AveragedWeights;
 use crate::observer::EpochRecord;
 use crate::optimizer::Optimizer;
 use crate::{Error, Result, RunDir, TrainConfig};
@@ -84,12 +84,12 @@ pub(crate) fn save(
     progress: &Progress,
     params: &Params,
     optimizer: &Optimizer,
-    ema: Option<&Ema>,
+    averaged: Option<&AveragedWeights>,
 ) -> Result<()> {
     let variables = params.all();
     let weights = variables.iter().map(|(name, var)| (format!("{WEIGHTS}{name}"), var.as_tensor()));
     let velocities = optimizer.state().map(|(name, tensor)| (format!("{VELOCITY}{name}"), tensor));
-    let averages = ema.into_iter().flat_map(Ema::state);
+    let averages = averaged.into_iter().flat_map(AveragedWeights::state);
     let averages = averages.map(|(name, tensor)| (format!("{AVERAGE}{name}"), tensor));
     let tensors: Vec<(String, &Tensor)> = weights.chain(velocities).chain(averages).collect();
     let progress = toml::to_string(progress).expect("numbers always have a TOML form");
@@ -139,7 +139,7 @@ impl Saved {
         &self,
         params: &Params,
         optimizer: &mut Optimizer,
-        ema: Option<&mut Ema>,
+        averaged: Option<&mut AveragedWeights>,
     ) -> candle_core::Result<()> {
         let tensor = |prefix: &str, name: &str| self.tensors.tensors.get(&format!("{prefix}{name}"));
         for (name, var) in params.all() {
@@ -149,8 +149,8 @@ impl Saved {
             var.set(&saved.to_device(var.device())?)?;
         }
         optimizer.restore(|name| tensor(VELOCITY, name))?;
-        if let Some(ema) = ema {
-            ema.restore(|name| tensor(AVERAGE, name))?;
+        if let Some(averaged) = averaged {
+            averaged.restore(|name| tensor(AVERAGE, name))?;
         }
         Ok(())
     }

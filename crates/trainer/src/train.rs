@@ -13,7 +13,7 @@ use serde::Serialize;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use zoo_data::{Batch, Loader};
+use zoo_data::{Batch, Loader, View};
 use zoo_ops::Targets;
 use zoo_ops::ranks::with_synchronised_batch_norm;
 
@@ -191,8 +191,8 @@ impl Trainer {
         progress.step += 1;
         progress.batch = group.next_batch;
         progress.lr = lr;
-        if let Some(ema) = &self.ema {
-            ema.update(progress.step)?;
+        if let Some(averaged) = &self.averaged_weights {
+            averaged.update(progress.step)?;
         }
         let seconds = clock.elapsed().as_secs_f64();
         let sums = &mut progress.sums;
@@ -281,14 +281,14 @@ impl Trainer {
             observer.evaluating(done, total);
             if stop.load(Ordering::Relaxed) { Flow::Break(()) } else { Flow::Continue(()) }
         };
-        if let Some(ema) = &self.ema {
-            ema.swap()?;
+        if let Some(averaged) = &self.averaged_weights {
+            averaged.swap()?;
         }
         let start = Instant::now();
         let place = (self.config.dtype.dtype(), &self.place.device);
-        let metrics = measure(&self.model, &self.val, &self.input, place, progress);
-        if let Some(ema) = &self.ema {
-            ema.swap()?;
+        let metrics = measure(&self.model, &self.val, &self.input, &[View::PLAIN], place, progress);
+        if let Some(averaged) = &self.averaged_weights {
+            averaged.swap()?;
         }
         let mut metrics = metrics?;
         if self.place.is_shared() {

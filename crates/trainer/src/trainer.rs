@@ -1,9 +1,9 @@
 //! A run: its parts, and how they are saved.
 
+use crate::averages::AveragedWeights;
 use crate::checkpoint::{Checkpoint, CheckpointMeta, CheckpointMetrics};
 use crate::data::{TrainData, check_kind, complete};
 use crate::depth::LayerRates;
-use crate::ema::Ema;
 use crate::freeze::{frozen, is_constant};
 use crate::input::Input;
 use crate::observer::{EpochRecord, Observer, RunInfo, RunSummary};
@@ -48,7 +48,7 @@ pub struct Trainer {
     pub(crate) params: Params,
     pub(crate) noise: Noise,
     pub(crate) optimizer: Optimizer,
-    pub(crate) ema: Option<Ema>,
+    pub(crate) averaged_weights: Option<AveragedWeights>,
     pub(crate) schedule: Schedule,
     pub(crate) train: Loader,
     pub(crate) val: Loader,
@@ -140,7 +140,7 @@ impl Trainer {
                 let problem = format!("it had {expected} training images, now there are {found}");
                 return Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
             }
-            saved.restore(&trainer.params, &mut trainer.optimizer, trainer.ema.as_mut())?;
+            saved.restore(&trainer.params, &mut trainer.optimizer, trainer.averaged_weights.as_mut())?;
             trainer.noise.set_calls(saved.progress.noise_calls);
             trainer.progress = saved.progress;
         }
@@ -176,11 +176,21 @@ impl Trainer {
         };
         let model = Model::new(&config.model, model_config.clone(), params.var_builder(&place.device))?;
         let translated = start.as_ref().and_then(|start| start.translated);
-        let adapted = start.map(|start| start.load(spec, &params, data.train.meta())).transpose()?;
+        let adapted = match start {
+            Some(start) => Some(start.load(spec, &params, data.train.meta())?),
+            None => {
+                model.initialise(&params, &|| data.first_images(&config, &input, &place.device))?;
+                None
+            }
+        };
         let rates = LayerRates::new(&model.trace(1, config.dtype.dtype())?, spec.head, &config);
         let (mut trained, mut changing) = (params.trainable(), params.all());
         let names: Vec<String> = trained.iter().map(|(name, _)| name.clone()).collect();
         let frozen = frozen(&names, &config.freeze, spec.head)?;
+        let norms: BTreeSet<String> = changing
+            .iter()
+            .filter_map(|(name, _)| name.strip_suffix(".running_mean").map(String::from))
+            .collect();
         trained.retain(|(name, _)| !frozen.contains(name));
         changing.retain(|(name, _)| !is_constant(name, &frozen));
         // Built again from the same parameters, of which those are constants now.
@@ -188,18 +198,22 @@ impl Trainer {
         let model = Model::new(&config.model, model_config, params.var_builder(&place.device))?;
         let TrainConfig { momentum, nesterov, weight_decay, .. } = config;
         let optimizer = Optimizer::new(trained, SgdConfig { momentum, nesterov, weight_decay })?;
-        let optimizer = optimizer.scale_lr(|name| rates.of(name));
+        let optimizer = optimizer.scale_lr(|name| {
+            let shift = name.strip_suffix(".bias").is_some_and(|layer| norms.contains(layer));
+            rates.of(name) * if shift { config.norm_bias_lr_scale } else { 1.0 }
+        });
         let averaged = match place.is_shared() && !config.sync_batch_norm {
             true => {
                 changing.iter().filter(|(name, _)| !names.contains(name)).map(|(_, v)| v.clone()).collect()
             }
             false => Vec::new(),
         };
-        let ema = if config.ema > 0.0 { Some(Ema::new(changing, config.ema)?) } else { None };
         let mut schedule = config.schedule(train.batches().div_ceil(config.grad_accum) as u64);
         if config.scale_lr {
             schedule.lr *= ranks as f64;
         }
+        let how = config.averaging(schedule.total_steps);
+        let averaged_weights = how.map(|how| AveragedWeights::new(changing, how)).transpose()?;
         let progress = Progress { train_images: data.train.len(), ranks, ..Progress::default() };
         let log = if place.is_first() { MetricsLog::open(&dir)? } else { MetricsLog::default() };
         let saves = SaveClock::new(config.save_every as u64);
@@ -211,7 +225,7 @@ impl Trainer {
             params,
             noise,
             optimizer,
-            ema,
+            averaged_weights,
             schedule,
             train,
             val,
@@ -296,7 +310,8 @@ impl Trainer {
         };
         let path = self.dir.file(name);
         let variables = self.params.all();
-        let averages: BTreeMap<&str, &Tensor> = self.ema.iter().flat_map(Ema::state).collect();
+        let averages: BTreeMap<&str, &Tensor> =
+            self.averaged_weights.iter().flat_map(AveragedWeights::evaluated).collect();
         let weights = variables.iter().map(|(name, var)| {
             (name.as_str(), averages.get(name.as_str()).copied().unwrap_or(var.as_tensor()))
         });
@@ -314,8 +329,8 @@ impl Trainer {
         self.log.sync()?;
         self.progress.metrics_len = self.log.len();
         self.progress.noise_calls = self.noise.calls();
-        let Self { dir, config, progress, params, optimizer, ema, .. } = &*self;
-        state::save(dir, config, progress, params, optimizer, ema.as_ref())?;
+        let Self { dir, config, progress, params, optimizer, averaged_weights, .. } = &*self;
+        state::save(dir, config, progress, params, optimizer, averaged_weights.as_ref())?;
         self.saves.saved(start);
         observer.saved(&self.dir.file(RunDir::STATE));
         Ok(())

@@ -13,6 +13,7 @@ mod params;
 mod registry;
 mod summary;
 pub mod weights;
+mod whitening;
 
 pub use facts::{Accuracy, Facts, Interpolation, Preprocessing, WeightFile, facts};
 pub use model::{Auxiliary, Config, Model, Network, Stem, infer_config};

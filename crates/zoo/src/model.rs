@@ -141,6 +141,16 @@ pub trait Network: Send + Sync {
     fn forward_auxiliary(&self, xs: &FeatureMap) -> Result<(FeatureMap, Vec<Auxiliary<FeatureMap>>)> {
         Ok((self.forward(xs, true)?, Vec::new()))
     }
+
+    /// Gives parameters, in `params`, the initial values that no [`candle_nn::Init`] can say, before a training from
+    /// scratch. `images` gives normalised training images, (n, h, w, in_chans), to those that depend on them. Most
+    /// networks have none.
+    ///
+    /// # Errors
+    /// If there are no such images, or `params` has not the network's parameters.
+    fn initialise(&self, _params: &Params, _images: &dyn Fn() -> Result<FeatureMap>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What an auxiliary head gives: a classifier on an inner map, which brings the layers below it a gradient of
@@ -263,6 +273,15 @@ impl Model {
             }
             result => result,
         }
+    }
+
+    /// Gives parameters the initial values that depend on images or that no [`candle_nn::Init`] can say, where the
+    /// network has such, before a training from scratch: see [`Network::initialise`].
+    ///
+    /// # Errors
+    /// If `images`, called only by networks that need some, fails, or `params` has not the network's parameters.
+    pub fn initialise(&self, params: &Params, images: &dyn Fn() -> Result<FeatureMap>) -> Result<()> {
+        self.network.initialise(params, images)
     }
 
     /// The registry entry.

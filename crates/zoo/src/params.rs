@@ -73,6 +73,30 @@ impl Params {
         self.lock().by_name.iter().map(|(name, var)| (name.clone(), var.dims().to_vec())).collect()
     }
 
+    /// The values of the variable `name`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn get(&self, name: &str) -> Result<Tensor> {
+        Ok(self.var(name)?.as_detached_tensor())
+    }
+
+    /// Copies values into the variable `name`, in its dtype and on its device.
+    ///
+    /// # Errors
+    /// If there is none, or it has another shape.
+    pub fn set(&self, name: &str, values: &Tensor) -> Result<()> {
+        let var = self.var(name)?;
+        var.set(&values.to_dtype(var.dtype())?.to_device(var.device())?)
+    }
+
+    fn var(&self, name: &str) -> Result<Var> {
+        match self.lock().by_name.get(name) {
+            Some(var) => Ok(var.clone()),
+            None => bail!("there is no parameter {name}"),
+        }
+    }
+
     /// Copies the tensors of a state dict into the variables, in their dtype and on their device.
     ///
     /// # Errors
@@ -165,10 +189,7 @@ impl SimpleBackend for Params {
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
-        match self.lock().by_name.get(name) {
-            Some(var) => Ok(var.as_tensor().clone()),
-            None => bail!("there is no parameter {name}"),
-        }
+        Ok(self.var(name)?.as_tensor().clone())
     }
 
     fn contains_tensor(&self, name: &str) -> bool {

@@ -2,6 +2,7 @@
 
 use super::Activation;
 use crate::element::Element;
+use crate::elementary::{normal, sigmoid};
 use crate::parallel::chunks;
 use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
@@ -46,7 +47,10 @@ function!(Tanh, false, |x| x.tanh(), {
     let t = x.tanh();
     1.0 - t * t
 });
-function!(Gelu, false, |x| x * normal_cdf(x), normal_cdf(x) + x * (-0.5 * x * x).exp() * 0.398_942_3);
+function!(Gelu, false, |x| x * normal(x).0, {
+    let (distribution, density) = normal(x);
+    distribution + x * density
+});
 function!(Silu, false, |x| x * sigmoid(x), {
     let s = sigmoid(x);
     s * (1.0 + x * (1.0 - s))
@@ -76,17 +80,6 @@ impl Function for LeakyRelu {
     fn derivative(self, x: f32) -> f32 {
         if x > 0.0 { 1.0 } else { self.0 }
     }
-}
-
-#[inline(always)]
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-/// Φ, the distribution function of the standard normal distribution.
-#[inline(always)]
-fn normal_cdf(x: f32) -> f32 {
-    0.5 * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
 /// Calls a generic function with the [`Function`] of an [`Activation`] as its first argument.

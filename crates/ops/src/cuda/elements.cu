@@ -129,6 +129,25 @@ KERNEL NAME(norm_gradient)(const E *xs, const E *ys, const E *residual, const E 
   dxs[i] = STORE(scale[ch] * (dz - moving * (sum[ch] + pull)));
 }
 
+// Maps of `image` elements to an image times factors [n / image, c].
+KERNEL NAME(times)(const E *xs, const E *factors, E *ys, long long image, long long c, long long n) {
+  long long i = INDEX;
+  if (i < n) ys[i] = STORE(LOAD(xs[i]) * LOAD(factors[i / image * c + i % c]));
+}
+
+// Σ xs · dys over every `per` pixels of each image: [parts, columns], a column for each image and channel.
+KERNEL NAME(image_dots)(const E *xs, const E *dys, float *parts, long long pixels, long long per, long long columns,
+                        long long c, long long n) {
+  long long i = INDEX;
+  if (i >= n) return;
+  long long ch = i % c, image = i % columns / c, first = i / columns * per;
+  long long end = first + per < pixels ? first + per : pixels;
+  float sum = 0.0f;
+  for (long long at = image * pixels + first; at < image * pixels + end; at++)
+    sum += LOAD(xs[at * c + ch]) * LOAD(dys[at * c + ch]);
+  parts[i] = sum;
+}
+
 KERNEL NAME(activate)(const E *xs, E *ys, int activation, float slope, long long n) {
   long long i = INDEX;
   if (i < n) ys[i] = STORE(activated(activation, slope, LOAD(xs[i])));

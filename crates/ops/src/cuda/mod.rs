@@ -129,6 +129,14 @@ pub(crate) fn column_sums(xs: &Tensor, c: usize) -> Result<Tensor> {
     Ok(sums)
 }
 
+/// A map times factors: `image` neighbouring elements have the same `c`, one for each channel.
+pub(crate) fn times(xs: &Tensor, factors: &Tensor, (image, c): (usize, usize)) -> Result<Tensor> {
+    let ys = uninitialised(xs.shape(), xs.dtype(), xs.device())?;
+    let args = [pointer(xs)?, pointer(factors)?, pointer(&ys)?, image.into(), c.into()];
+    launch(xs.device(), "times", xs.dtype(), ys.elem_count(), &args)?;
+    Ok(ys)
+}
+
 /// The number that the kernels know an activation by, and its slope.
 pub(crate) fn code(activation: Activation) -> [Arg; 2] {
     let (code, slope) = match activation {

@@ -1,6 +1,8 @@
 //! Channels multiplied by factors of their image: the gate of squeeze-and-excitation.
 
 mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod reference;
 
 use crate::FeatureMap;
@@ -21,6 +23,12 @@ pub fn gate(xs: &FeatureMap, gate: &FeatureMap) -> Result<FeatureMap> {
     let (n, _, _, c) = xs.dims();
     if gate.dims() != (n, 1, 1, c) {
         bail!("gate: factors {:?} for a map of {:?} (n, h, w, c)", gate.dims(), xs.dims());
+    }
+    #[cfg(any(test, feature = "cuda"))]
+    if let (Some(xs), Some(gate)) = (xs.gpu()?, gate.gpu()?)
+        && xs.values().dtype() == gate.values().dtype()
+    {
+        return Ok(FeatureMap::on_gpu(cuda::gate(&xs, &gate)?));
     }
     match (xs.view()?, gate.view()?) {
         (View::Reference(xs), View::Reference(gate)) => Ok(FeatureMap::stored(reference::gate(&xs, &gate)?)),

@@ -4,6 +4,7 @@ mod reading;
 
 pub(crate) use reading::parse_table;
 
+use crate::averages::Averaging;
 use crate::schedule::{Schedule, ScheduleKind};
 use crate::{Error, Result};
 use candle_core::DType;
@@ -91,6 +92,9 @@ pub struct TrainConfig {
     /// Decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0 for
     /// none.
     pub ema: f64,
+    /// Lookahead: every five steps the weights go back to a moving average of them, whose decay per step grows to this
+    /// (see [`Averaging::Lookahead`]); 0 for none.
+    pub lookahead: f64,
     /// Largest L2 norm of the gradient of all parameters together; 0 for no limit.
     pub clip_grad: f64,
     /// Whether the learning rate is multiplied by the number of processes that train, which make the batch so many
@@ -121,6 +125,8 @@ pub struct TrainConfig {
     pub freeze: Vec<String>,
     /// What the learning rate of all layers but the head is multiplied by.
     pub backbone_lr_scale: f64,
+    /// What the learning rate of the biases of normalisations is multiplied by.
+    pub norm_bias_lr_scale: f64,
     /// What the learning rate is multiplied by from each block of layers to the one before it, from the head down.
     pub layer_decay: f64,
 
@@ -199,6 +205,7 @@ impl Default for TrainConfig {
             mixup: 0.0,
             cutmix: 0.0,
             ema: 0.0,
+            lookahead: 0.0,
             clip_grad: 0.0,
             scale_lr: false,
             sync_batch_norm: false,
@@ -210,6 +217,7 @@ impl Default for TrainConfig {
             pretrained: None,
             freeze: Vec::new(),
             backbone_lr_scale: 1.0,
+            norm_bias_lr_scale: 1.0,
             layer_decay: 1.0,
             num_classes: None,
             in_chans: None,
@@ -266,6 +274,9 @@ impl TrainConfig {
         if self.weights.is_some() && self.pretrained.is_some() {
             return Err(Error::config("pretrained", "cannot be combined with weights from a file"));
         }
+        if self.ema > 0.0 && self.lookahead > 0.0 {
+            return Err(Error::config("lookahead", "cannot be combined with ema; both average the weights"));
+        }
         if self.nesterov && self.momentum == 0.0 {
             return Err(Error::config("nesterov", "needs a momentum above 0"));
         }
@@ -292,6 +303,7 @@ impl TrainConfig {
             ("mixup", self.mixup),
             ("cutmix", self.cutmix),
             ("backbone_lr_scale", self.backbone_lr_scale),
+            ("norm_bias_lr_scale", self.norm_bias_lr_scale),
         ];
         // Written so that NaN is refused.
         if let Some((key, value)) = non_negative.iter().find(|(_, v)| !(*v >= 0.0 && v.is_finite())) {
@@ -308,6 +320,7 @@ impl TrainConfig {
         let mut shares = vec![
             ("momentum", self.momentum),
             ("ema", self.ema),
+            ("lookahead", self.lookahead),
             ("val_fraction", self.val_fraction),
             ("label_smoothing", self.label_smoothing),
             ("dropout", self.dropout.unwrap_or(0.0)),
@@ -330,6 +343,13 @@ impl TrainConfig {
             milestones: self.milestones.clone(),
             gamma: self.gamma,
         }
+    }
+
+    /// How the weights of a run of so many steps are averaged, if they are.
+    pub fn averaging(&self, total_steps: u64) -> Option<Averaging> {
+        let lookahead = Averaging::Lookahead { decay: self.lookahead, total_steps };
+        let ema = Averaging::Ema { decay: self.ema };
+        if self.lookahead > 0.0 { Some(lookahead) } else { (self.ema > 0.0).then_some(ema) }
     }
 
     /// The first setting that differs from `other` although a resumed run must keep it: (key, this, other).

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor, Var};
 use std::collections::BTreeMap;
 use std::path::Path;
 use zoo_data::Augment;
-use zoo_trainer::{Checkpoint, Ema, RunDir, TrainConfig};
+use zoo_trainer::{AveragedWeights, Averaging, Checkpoint, RunDir, TrainConfig};
 
 fn weights_after(config: &TrainConfig) -> BTreeMap<String, Vec<f32>> {
     let folder = tiny::folder();
@@ -34,7 +34,8 @@ fn accumulated_gradients_are_those_of_the_large_batch() {
 #[test]
 fn averages_follow_their_formula() -> candle_core::Result<()> {
     let var = Var::new(&[1f32, -2.0], &Device::Cpu)?;
-    let ema = Ema::new(vec![("w".into(), var.clone())], 0.4)?;
+    let how = Averaging::Ema { decay: 0.4 };
+    let ema = AveragedWeights::new(vec![("w".into(), var.clone())], how)?;
     let mut expected = [1f64, -2.0];
     for step in 1..=12u64 {
         let values = [step as f32, 0.5];
@@ -45,7 +46,7 @@ fn averages_follow_their_formula() -> candle_core::Result<()> {
             *average = decay * *average + (1.0 - decay) * f64::from(value);
         }
     }
-    let average = |ema: &Ema| ema.state().next().unwrap().1.to_vec1::<f32>();
+    let average = |ema: &AveragedWeights| ema.state().next().unwrap().1.to_vec1::<f32>();
     for (found, expected) in average(&ema)?.iter().zip(expected) {
         assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} {expected}");
     }

@@ -3,15 +3,20 @@
 use crate::tiny;
 use candle_core::{DType, Device};
 use std::ops::ControlFlow;
-use zoo_data::{Loader, LoaderConfig};
+use zoo_data::{Loader, LoaderConfig, View};
 use zoo_trainer::{Checkpoint, Error, EvalReport, RunDir, TrainConfig, evaluate};
 
 fn report(checkpoint: &Checkpoint, batch_size: usize) -> EvalReport {
+    report_of_views(checkpoint, batch_size, &[View::PLAIN])
+}
+
+fn report_of_views(checkpoint: &Checkpoint, batch_size: usize, views: &[View]) -> EvalReport {
     let model = checkpoint.model(&Device::Cpu).unwrap();
     let val = tiny::data(&checkpoint.meta.model).val;
     let loader = Loader::new(val, LoaderConfig::new(batch_size, 0)).unwrap();
     let place = (DType::F32, &Device::Cpu);
-    let report = evaluate(&model, &loader, &checkpoint.meta.input, place, |_| ControlFlow::Continue(()));
+    let report =
+        evaluate(&model, &loader, &checkpoint.meta.input, views, place, |_| ControlFlow::Continue(()));
     report.unwrap().unwrap()
 }
 
@@ -31,6 +36,12 @@ fn a_checkpoint_is_enough_to_repeat_its_evaluation() {
         let repeated = report(&last, config.batch_size);
         assert_eq!((repeated.n, repeated.top1, repeated.loss), (20, metrics.val_top1, metrics.val_loss));
         assert_eq!(repeated.per_class.iter().map(|class| class.n).sum::<u64>(), 20);
+        // The mean of two looks at the same is what one gives; another look gives something else.
+        let half = View { weight: 0.5, ..View::PLAIN };
+        let twice = report_of_views(&last, config.batch_size, &[half; 2]);
+        assert_eq!((twice.n, twice.top1, twice.loss), (20, repeated.top1, repeated.loss));
+        let moved = report_of_views(&last, config.batch_size, &[half, View { shift: 1, ..half }]);
+        assert_ne!(moved.loss, repeated.loss);
         for batch_size in [1, 7, 20] {
             let other = report(&last, batch_size);
             assert_eq!((other.n, other.top1, other.top5), (20, repeated.top1, repeated.top5));

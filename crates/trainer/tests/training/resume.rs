@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::thread::sleep;
 use std::time::Duration;
+use zoo_data::Augment;
 use zoo_trainer::{Outcome, Precision, RunDir, TrainConfig};
 
 fn configs() -> [TrainConfig; 3] {
@@ -17,7 +18,13 @@ fn configs() -> [TrainConfig; 3] {
             log_every: 2,
             ..tiny::config("lenet5")
         },
-        TrainConfig { dtype: Precision::Bf16, ..tiny::config("cifar_resnet20") },
+        TrainConfig {
+            dtype: Precision::Bf16,
+            augment: Augment::Alternating,
+            lookahead: 0.9,
+            norm_bias_lr_scale: 2.0,
+            ..tiny::config("cifar_resnet20")
+        },
         TrainConfig { ema: 0.9, ..tiny::fine_tuning() },
     ]
 }

@@ -41,6 +41,7 @@ fn toml_and_back_is_the_identity() {
         mixup: 0.2,
         cutmix: 1.0,
         ema: 0.9999,
+        lookahead: 0.0,
         scale_lr: true,
         sync_batch_norm: true,
         clip_grad: 2.5,
@@ -52,6 +53,7 @@ fn toml_and_back_is_the_identity() {
         pretrained: None,
         freeze: vec!["conv*".into(), "fc".into()],
         backbone_lr_scale: 0.1,
+        norm_bias_lr_scale: 64.0,
         layer_decay: 0.75,
         num_classes: Some(12),
         in_chans: Some(3),
@@ -68,7 +70,14 @@ fn toml_and_back_is_the_identity() {
         log_every: 5,
         save_every: 9,
     };
-    let published = TrainConfig { weights: None, pretrained: Some("imagenet1k_v1".into()), ..full.clone() };
+    let published = TrainConfig {
+        weights: None,
+        pretrained: Some("imagenet1k_v1".into()),
+        ema: 0.0,
+        lookahead: 0.95,
+        augment: Augment::Alternating,
+        ..full.clone()
+    };
     for config in [full, published, TrainConfig { model: "mlp".into(), ..TrainConfig::default() }] {
         assert_eq!(TrainConfig::from_toml(&config.to_toml(), "text").unwrap(), config);
     }
