@@ -228,7 +228,7 @@ impl<'a> Bench<'a> {
         let (model, n) = (&self.model, self.args.batch_size);
         let labels: Vec<u32> = (0..n).map(|i| (i % model.config().num_classes) as u32).collect();
         let targets = Targets::Classes(Tensor::new(labels, &Device::Cpu)?);
-        let sgd = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
+        let sgd = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4, decay_biases: false };
         // Inference has no use for its memory.
         let mut optimizer = match self.args.mode {
             Mode::Train => Some(Optimizer::new(self.params.trainable(), sgd)?),

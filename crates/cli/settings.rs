@@ -126,9 +126,13 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     #[arg(hide_possible_values = true, help_heading = "Optimisation")]
     nesterov: Option<bool>,
-    /// Multiple of each weight that is taken off it; biases and normalisations are spared
+    /// Multiple of each weight that is taken off it; biases and normalisations are spared without --decay-biases
     #[arg(long, value_name = "RATE", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     weight_decay: Option<f64>,
+    /// Let biases and normalisations decay, too
+    #[arg(long, help_heading = "Optimisation")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    decay_biases: bool,
     /// Share of each target that is spread over all classes
     #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true, help_heading = "Optimisation")]
     label_smoothing: Option<f64>,

@@ -11,9 +11,11 @@ pub struct SgdConfig {
     pub momentum: f64,
     /// Whether to step along the direction one momentum step ahead.
     pub nesterov: bool,
-    /// Multiple of each weight that is added to its gradient. Only parameters of rank two and more decay:
-    /// biases and the scales and shifts of normalisations do not.
+    /// Multiple of each weight that is added to its gradient.
     pub weight_decay: f64,
+    /// Whether biases and the scales and shifts of normalisations decay, too, and not only parameters of rank two and
+    /// more. Where their learning rate is a multiple of the others', their decay is divided by it.
+    pub decay_biases: bool,
 }
 
 /// `torch.optim.SGD` (dampening 0) with a velocity for each parameter.
@@ -60,12 +62,16 @@ impl Optimizer {
         if gradients.iter().len() != self.parameters.len() {
             bail!("{} gradients for {} parameters", gradients.iter().len(), self.parameters.len());
         }
-        let SgdConfig { momentum, nesterov, weight_decay } = self.config;
+        let SgdConfig { momentum, nesterov, weight_decay, decay_biases } = self.config;
         let state = self.parameters.iter().zip(&self.velocities).zip(&self.lr_scales);
         let mut steps = Vec::with_capacity(self.parameters.len());
         for ((((_, var), velocity), scale), gradient) in state.zip(gradients.iter()) {
             let Some(gradient) = gradient else { continue };
-            let weight_decay = if var.rank() >= 2 { weight_decay } else { 0.0 };
+            let weight_decay = match var.rank() {
+                0 | 1 if decay_biases && *scale > 0.0 => weight_decay / scale,
+                0 | 1 => 0.0,
+                _ => weight_decay,
+            };
             steps.push((var, velocity, gradient, Sgd { lr: lr * scale, momentum, nesterov, weight_decay }));
         }
         sgd_steps(&steps)
@@ -84,6 +90,32 @@ impl Optimizer {
         for ((name, _), velocity) in self.parameters.iter().zip(&self.velocities) {
             let Some(tensor) = saved(name) else { bail!("the velocity of {name} is missing") };
             velocity.set(&tensor.to_device(velocity.device())?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::backprop::GradStore;
+    use candle_core::{Device, Tensor};
+
+    /// Without momentum and with gradients of 0 a step only decays.
+    #[test]
+    fn biases_decay_where_they_are_told_to_and_as_weights_do() -> Result<()> {
+        for (decay_biases, kept) in [(false, 1.0), (true, 0.95)] {
+            let ones = |shape: &[usize]| Var::ones(shape, candle_core::DType::F32, &Device::Cpu);
+            let parameters = vec![("weight".to_string(), ones(&[1, 1])?), ("bias".to_string(), ones(&[1])?)];
+            let config = SgdConfig { momentum: 0.0, nesterov: false, weight_decay: 0.1, decay_biases };
+            let optimizer = Optimizer::new(parameters.clone(), config)?;
+            let mut optimizer = optimizer.scale_lr(|name| if name == "bias" { 64.0 } else { 1.0 });
+            let loss = parameters.iter().map(|(_, var)| var.affine(0.0, 0.0)?.sum_all());
+            let loss = loss.reduce(|a, b| a? + b?).unwrap()?;
+            let gradients: GradStore = loss.backward()?;
+            optimizer.step(&Gradients::take(optimizer.parameters(), gradients), 0.5)?;
+            let value = |i: usize| parameters[i].1.sum_all().and_then(|sum: Tensor| sum.to_scalar::<f32>());
+            assert!((value(0)? - 0.95).abs() < 1e-6 && (value(1)? - kept).abs() < 1e-6, "{decay_biases}");
         }
         Ok(())
     }

@@ -196,8 +196,9 @@ impl Trainer {
         // Built again from the same parameters, of which those are constants now.
         params.freeze(frozen.iter().cloned());
         let model = Model::new(&config.model, model_config, params.var_builder(&place.device))?;
-        let TrainConfig { momentum, nesterov, weight_decay, .. } = config;
-        let optimizer = Optimizer::new(trained, SgdConfig { momentum, nesterov, weight_decay })?;
+        let TrainConfig { momentum, nesterov, weight_decay, decay_biases, .. } = config;
+        let optimizer =
+            Optimizer::new(trained, SgdConfig { momentum, nesterov, weight_decay, decay_biases })?;
         let optimizer = optimizer.scale_lr(|name| {
             let shift = name.strip_suffix(".bias").is_some_and(|layer| norms.contains(layer));
             rates.of(name) * if shift { config.norm_bias_lr_scale } else { 1.0 }

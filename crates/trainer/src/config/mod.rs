@@ -61,8 +61,12 @@ pub struct TrainConfig {
     pub momentum: f64,
     /// Whether SGD looks one momentum step ahead.
     pub nesterov: bool,
-    /// Multiple of each weight that is added to its gradient; biases and normalisation parameters are spared.
+    /// Multiple of each weight that is added to its gradient; biases and normalisation parameters are spared unless
+    /// `decay_biases` says otherwise.
     pub weight_decay: f64,
+    /// Whether biases and normalisation parameters decay, too, as PyTorch's SGD has it: each step by as much as weights
+    /// do, whatever their learning rate.
+    pub decay_biases: bool,
     /// The course of the learning rate.
     pub schedule: ScheduleKind,
     /// Where the step schedule reduces the rate, as shares of the run.
@@ -193,6 +197,7 @@ impl Default for TrainConfig {
             momentum: 0.9,
             nesterov: true,
             weight_decay: 5e-4,
+            decay_biases: false,
             schedule: ScheduleKind::Cosine,
             milestones: vec![0.5, 0.75],
             gamma: 0.1,

@@ -78,6 +78,7 @@ fn sgd_with_momentum_nesterov_and_decay() -> Result<()> {
             momentum: number(&case["momentum"]),
             nesterov: case["nesterov"].as_bool().unwrap(),
             weight_decay: number(&case["weight_decay"]),
+            decay_biases: false,
         };
         let parameters = parameters(&golden)?;
         let mut optimizer = Optimizer::new(parameters.clone(), config)?;
@@ -150,6 +151,7 @@ fn trajectory(name: &str, tolerance: f64) -> Result<()> {
         momentum: number(&constants["momentum"]),
         nesterov: constants["nesterov"].as_bool().unwrap(),
         weight_decay: number(&constants["weight_decay"]),
+        decay_biases: false,
     };
     let mut optimizer = Optimizer::new(params.trainable(), sgd)?;
     let losses = numbers(&golden["loss"]);

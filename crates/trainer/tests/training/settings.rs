@@ -29,6 +29,7 @@ fn toml_and_back_is_the_identity() {
         momentum: 1.0 / 3.0,
         nesterov: false,
         weight_decay: 1e-300,
+        decay_biases: true,
         schedule: ScheduleKind::OneCycle,
         milestones: vec![0.1, 0.7],
         gamma: 0.25,
@@ -139,7 +140,10 @@ fn mistakes_are_named() {
     let no_toml = refused("model = \"mlp\"\nepochs = = 3");
     assert!(no_toml.starts_with("recipe.toml: line 2: "), "{no_toml}");
     let augment = refused("model = \"mlp\"\naugment = \"auto\"");
-    assert!(augment.contains("unknown augmentation 'auto'; there are: none, standard, trivial"), "{augment}");
+    assert!(
+        augment.contains("unknown augmentation 'auto'; there are: none, standard, alternating, trivial"),
+        "{augment}"
+    );
     assert!(refused("epochs = 3").starts_with("model: not given"));
 
     let flags = |text: &str| TrainConfig::resolve(None, &table(text)).unwrap_err().to_string();
