@@ -7,6 +7,7 @@ mod failures;
 mod fine_tuning;
 #[path = "../../../ops/tests/formula/mod.rs"]
 mod formula;
+mod initial_values;
 mod resume;
 mod settings;
 mod threads;
