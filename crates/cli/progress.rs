@@ -206,6 +206,12 @@ fn optimizer(c: &TrainConfig) -> String {
         "SGD, learning rate {}, momentum {}{nesterov}, weight decay {}",
         c.lr, c.momentum, c.weight_decay
     );
+    if c.decay_biases {
+        text += " (biases too)";
+    }
+    if c.norm_bias_lr_scale != 1.0 {
+        text += &format!(", rate of normalisations' biases times {}", c.norm_bias_lr_scale);
+    }
     if c.backbone_lr_scale != 1.0 {
         text += &format!(", the backbone's rate times {}", c.backbone_lr_scale);
     }
@@ -237,6 +243,7 @@ fn extras(c: &TrainConfig) -> String {
         ("dropout", c.dropout.unwrap_or(0.0)),
         ("stochastic depth", c.drop_path.unwrap_or(0.0)),
         ("EMA", c.ema),
+        ("Lookahead", c.lookahead),
         ("gradients clipped at", c.clip_grad),
         ("held out", c.val_fraction),
     ];

@@ -85,7 +85,6 @@ mod tests {
         let of_phi = largest_error(|x| normal(x).0, phi, (-8.0, 8.0));
         let density = |x: f64| (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
         let of_density = largest_error(|x| normal(x).1, density, (-8.0, 8.0));
-        println!("exp {of_exp:.1e}, sigmoid {of_sigmoid:.1e}, Φ {of_phi:.1e}, density {of_density:.1e}");
         assert!(of_exp < 2e-7 && of_sigmoid < 2e-7 && of_phi < 2e-6, "{of_exp} {of_sigmoid} {of_phi}");
         assert!(of_density < 2e-6, "{of_density}");
     }
