@@ -20,7 +20,7 @@ pub enum Augment {
     /// [`crate::LoaderConfig::crop_scale`]) and aspect ratio 3/4 to 4/3, resized, and flipped (torchvision's `RandomResizedCrop`). Digits are never flipped.
     Standard,
     /// As `Standard`, but up to 64 pixels padded by 2 pixels reflected at the edge, and flipped every other time: a
-    /// half of the images in even epochs, the other half in odd ones (Jordan 2024, arXiv:2404.00498, section 3.6).
+    /// half of the images in even epochs, the other half in odd ones (Jordan 2024, arXiv:2404.00498).
     Alternating,
     /// `Standard`, then one operation of TrivialAugment Wide at a random strength (Müller and Hutter 2021,
     /// arXiv:2103.10158, after torchvision's `TrivialAugmentWide`).
@@ -105,6 +105,13 @@ impl Shift {
         Self { pad, reflect, top, left, flip: dice.flip() }
     }
 
+    /// By `pixels` down and to the right, the edge reflected.
+    pub(crate) fn reflected(pixels: isize, flip: bool) -> Self {
+        let pad = pixels.unsigned_abs();
+        let first = pad.saturating_add_signed(-pixels);
+        Self { pad, reflect: true, top: first, left: first, flip }
+    }
+
     /// Writes the shifted copy of `pixels`, [h, w, c], to `out` of the same size.
     pub(crate) fn apply(self, pixels: &[u8], [h, w, c]: [usize; 3], out: &mut [u8]) {
         let (pad, row) = (self.pad, w * c);
@@ -144,8 +151,7 @@ impl Shift {
     }
 }
 
-/// Exchanges left and right in a row of pixels of `c` channels.
-pub(crate) fn mirror_row(row: &mut [u8], c: usize) {
+fn mirror_row(row: &mut [u8], c: usize) {
     match c {
         3 => row.as_chunks_mut::<3>().0.reverse(),
         _ => row.reverse(),

@@ -1,7 +1,7 @@
 //! Changed copies of images whose answers are averaged: test-time augmentation.
 
 use crate::Batch;
-use crate::augment::mirror_row;
+use crate::augment::Shift;
 
 /// A way to look at an image.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,7 +19,7 @@ impl View {
     pub const PLAIN: Self = Self { mirrored: false, shift: 0, weight: 1.0 };
 }
 
-/// The views of Jordan 2024 (arXiv 2404.00498, section 3.7): the image as it is and moved by one pixel towards two
+/// The views of Jordan 2024 (arXiv 2404.00498): the image as it is and moved by one pixel towards two
 /// corners, each also mirrored where images of the set may be. The image in its place counts a half.
 pub fn views(mirror: bool) -> Vec<View> {
     let sides: &[bool] = if mirror { &[false, true] } else { &[false] };
@@ -36,24 +36,11 @@ impl Batch {
     /// The batch with each image as `view` sees it.
     #[must_use]
     pub fn seen(&self, view: View) -> Self {
-        let (h, w, c) = (self.h, self.w, self.c);
-        let from = |at: usize, side: usize| {
-            let at = at as isize - view.shift;
-            let last = side as isize - 1;
-            // Reflected: -1 is 1, and last + 1 is last - 1.
-            (last - (last - at.abs()).abs()).max(0) as usize
-        };
-        let (mut pixels, size) = (vec![0; self.pixels.len()], h * w * c);
+        let shift = Shift::reflected(view.shift, view.mirrored);
+        let (mut pixels, shape) = (vec![0; self.pixels.len()], [self.h, self.w, self.c]);
+        let size = shape.iter().product();
         for (to, image) in pixels.chunks_exact_mut(size).zip(self.pixels.chunks_exact(size)) {
-            for (y, line) in to.chunks_exact_mut(w * c).enumerate() {
-                let source = &image[from(y, h) * w * c..][..w * c];
-                for (x, pixel) in line.chunks_exact_mut(c).enumerate() {
-                    pixel.copy_from_slice(&source[from(x, w) * c..][..c]);
-                }
-                if view.mirrored {
-                    mirror_row(line, c);
-                }
-            }
+            shift.apply(image, shape, to);
         }
         Self { pixels, ..self.clone() }
     }

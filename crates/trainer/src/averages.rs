@@ -2,35 +2,6 @@
 
 use candle_core::{Result, Tensor, Var, bail};
 
-/// Variables of a model, running statistics included, each with an average.
-#[derive(Debug)]
-struct Averages(Vec<(String, Var, Var)>);
-
-impl Averages {
-    /// Starts at the present values of `variables`.
-    fn new(variables: Vec<(String, Var)>) -> Result<Self> {
-        let start = |(name, var): (String, Var)| {
-            let average = Var::from_tensor(&var.as_detached_tensor().copy()?)?;
-            Ok((name, var, average))
-        };
-        variables.into_iter().map(start).collect::<Result<_>>().map(Self)
-    }
-
-    /// Keeps `decay` of each average; the rest comes from its variable.
-    fn take_in(&self, decay: f64) -> Result<()> {
-        for (_, var, average) in &self.0 {
-            let kept = average.as_detached_tensor().affine(decay, 0.0)?;
-            average.set(&(kept + var.as_detached_tensor().affine(1.0 - decay, 0.0)?)?)?;
-        }
-        Ok(())
-    }
-
-    /// Gives the variables the values of their averages.
-    fn give_back(&self) -> Result<()> {
-        self.0.iter().try_for_each(|(_, var, average)| var.set(&average.as_detached_tensor()))
-    }
-}
-
 /// How the weights of a run are averaged.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Averaging {
@@ -41,7 +12,7 @@ pub enum Averaging {
         /// The share of the average that a step keeps.
         decay: f64,
     },
-    /// Lookahead (Zhang et al., arXiv 1907.08610) as airbench has it (Jordan, arXiv 2404.00498, section 3.4): every five
+    /// Lookahead (Zhang et al., arXiv 1907.08610) as airbench has it (Jordan, arXiv 2404.00498): every five
     /// steps the average moves by `1 - decay⁵ · (t / total_steps)³` of its distance to the weights, which then go on from
     /// there. The run ends on the average.
     Lookahead {
@@ -55,11 +26,12 @@ pub enum Averaging {
 /// Steps between those at which Lookahead's weights go back to their average.
 const LOOKAHEAD_STEPS: u64 = 5;
 
-/// The weights of a run and their averages.
+/// The variables of a model, running statistics included, each with its average.
 #[derive(Debug)]
 pub struct AveragedWeights {
     how: Averaging,
-    averages: Averages,
+    /// Name, variable and average.
+    averages: Vec<(String, Var, Var)>,
 }
 
 impl AveragedWeights {
@@ -68,7 +40,11 @@ impl AveragedWeights {
     /// # Errors
     /// If memory for the averages cannot be had.
     pub fn new(variables: Vec<(String, Var)>, how: Averaging) -> Result<Self> {
-        Ok(Self { how, averages: Averages::new(variables)? })
+        let start = |(name, var): (String, Var)| {
+            let average = Var::from_tensor(&var.as_detached_tensor().copy()?)?;
+            Ok((name, var, average))
+        };
+        Ok(Self { how, averages: variables.into_iter().map(start).collect::<Result<_>>()? })
     }
 
     /// Takes in the weights after step `step`, counted from 1.
@@ -77,18 +53,30 @@ impl AveragedWeights {
     /// If the device cannot compute.
     pub fn update(&self, step: u64) -> Result<()> {
         match self.how {
-            Averaging::Ema { decay } => {
-                self.averages.take_in(decay.min((1 + step) as f64 / (10 + step) as f64))
-            }
+            Averaging::Ema { decay } => self.take_in(decay.min((1 + step) as f64 / (10 + step) as f64)),
             Averaging::Lookahead { decay, total_steps } => {
-                let last = step == total_steps;
-                if step.is_multiple_of(LOOKAHEAD_STEPS) {
+                let due = step.is_multiple_of(LOOKAHEAD_STEPS);
+                if due {
                     let share = (step as f64 / total_steps as f64).powi(3);
-                    self.averages.take_in(decay.powi(LOOKAHEAD_STEPS as i32) * share)?;
+                    self.take_in(decay.powi(LOOKAHEAD_STEPS as i32) * share)?;
                 }
-                if last || step.is_multiple_of(LOOKAHEAD_STEPS) { self.averages.give_back() } else { Ok(()) }
+                if due || step == total_steps { self.give_back() } else { Ok(()) }
             }
         }
+    }
+
+    /// Keeps `decay` of each average; the rest comes from its variable.
+    fn take_in(&self, decay: f64) -> Result<()> {
+        for (_, var, average) in &self.averages {
+            let kept = average.as_detached_tensor().affine(decay, 0.0)?;
+            average.set(&(kept + var.as_detached_tensor().affine(1.0 - decay, 0.0)?)?)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the variables the values of their averages.
+    fn give_back(&self) -> Result<()> {
+        self.averages.iter().try_for_each(|(_, var, average)| var.set(&average.as_detached_tensor()))
     }
 
     /// Exchanges the model's weights and what is evaluated in their place; a second call undoes the first.
@@ -99,7 +87,7 @@ impl AveragedWeights {
         if let Averaging::Lookahead { .. } = self.how {
             return Ok(());
         }
-        for (_, var, average) in &self.averages.0 {
+        for (_, var, average) in &self.averages {
             let weights = var.as_detached_tensor().copy()?;
             var.set(&average.as_detached_tensor())?;
             average.set(&weights)?;
@@ -114,7 +102,7 @@ impl AveragedWeights {
 
     /// The averages under the names of their variables.
     pub fn state(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.averages.0.iter().map(|(name, _, average)| (name.as_str(), average.as_tensor()))
+        self.averages.iter().map(|(name, _, average)| (name.as_str(), average.as_tensor()))
     }
 
     /// Takes over averages that [`AveragedWeights::state`] gave; `saved` looks one up by name.
@@ -122,7 +110,7 @@ impl AveragedWeights {
     /// # Errors
     /// If one is missing or has another shape.
     pub fn restore<'t>(&mut self, saved: impl Fn(&str) -> Option<&'t Tensor>) -> Result<()> {
-        for (name, _, average) in &self.averages.0 {
+        for (name, _, average) in &self.averages {
             let Some(tensor) = saved(name) else { bail!("the average of {name} is missing") };
             average.set(&tensor.to_device(average.device())?)?;
         }

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 /// Filters (2·d, c, `kernel`, `kernel`) for images (n, c, h, w), with d = c·`kernel`²: the eigenvectors of the patches'
 /// second moments by falling eigenvalue λ, each divided by √(λ + `eps`), and then the same with the opposite sign
-/// (arXiv 2404.00498, section 3.1, after Page's "How to train your ResNet 8").
+/// (arXiv 2404.00498, after Page's "How to train your ResNet 8").
 ///
 /// An eigenvector's sign is chosen so that its largest component, the first of equals, is positive.
 ///

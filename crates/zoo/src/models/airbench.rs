@@ -1,5 +1,5 @@
 //! The network of airbench94, made to reach 94 % on CIFAR-10 in the least time (Jordan, "94% on CIFAR-10 in 3.29
-//! seconds on a single GPU", arXiv 2404.00498, section 3 and appendix A). Keys are those of the author's
+//! seconds on a single GPU", arXiv 2404.00498). Keys are those of the author's
 //! `legacy/airbench94.py` in KellerJordan/cifar10-airbench.
 //!
 //! Its first convolution whitens: its filters come from the training images, and stay as they are. The filters of the
