@@ -14,6 +14,7 @@ pub(crate) trait Element: WithDType + Default {
     /// The slice itself where elements are f32 already.
     fn as_f32(xs: &[Self]) -> Option<&[f32]>;
     fn as_f32_mut(xs: &mut [Self]) -> Option<&mut [f32]>;
+    fn of_f32_mut(xs: &mut [f32]) -> Option<&mut [Self]>;
     /// The slice itself where elements are bf16.
     fn as_bf16(xs: &[Self]) -> Option<&[bf16]>;
     fn as_bf16_mut(xs: &mut [Self]) -> Option<&mut [bf16]>;
@@ -47,6 +48,10 @@ impl Element for f32 {
     }
     #[inline(always)]
     fn as_f32_mut(xs: &mut [Self]) -> Option<&mut [f32]> {
+        Some(xs)
+    }
+    #[inline(always)]
+    fn of_f32_mut(xs: &mut [f32]) -> Option<&mut [Self]> {
         Some(xs)
     }
     #[inline(always)]
@@ -107,6 +112,10 @@ impl Element for bf16 {
     }
     #[inline(always)]
     fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
+    }
+    #[inline(always)]
+    fn of_f32_mut(_: &mut [f32]) -> Option<&mut [Self]> {
         None
     }
     #[inline(always)]

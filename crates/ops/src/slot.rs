@@ -15,6 +15,7 @@ use crate::simd::multiversion;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, TensorId, bail};
 use half::bf16;
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -69,7 +70,7 @@ pub(crate) struct Slot {
 struct Lazy {
     dtype: DType,
     values: OnceLock<Arc<Values>>,
-    deferred: Mutex<Option<Box<dyn Deferred>>>,
+    deferred: Mutex<Option<Arc<dyn Deferred>>>,
 }
 
 impl std::fmt::Debug for Lazy {
@@ -79,9 +80,18 @@ impl std::fmt::Debug for Lazy {
 }
 
 /// An operator whose result nothing is differentiated through, not computed yet.
-pub(crate) trait Deferred: Send + Sync {
-    /// Its elements, after a normalisation if there is one.
-    fn run(&self, norm: Option<&Affine<'_>>) -> Result<Values>;
+pub(crate) trait Deferred: Any + Send + Sync {
+    /// Its elements.
+    fn run(&self) -> Result<Values>;
+
+    /// What it is with a normalisation after it, if it can be computed with one.
+    fn normalised(&self, norm: &Affine<'_>) -> Result<Option<Normalised>>;
+}
+
+/// The elements of a map, or the operator that computes them.
+pub(crate) enum Normalised {
+    Now(Values),
+    Later(Arc<dyn Deferred>),
 }
 
 /// `activation(x · scale + shift + residual)`.
@@ -99,7 +109,7 @@ impl Slot {
     }
 
     /// A map that is computed when its elements are asked for.
-    pub(crate) fn deferred(dims: Dims, dtype: DType, deferred: Box<dyn Deferred>) -> Result<Self> {
+    pub(crate) fn deferred(dims: Dims, dtype: DType, deferred: Arc<dyn Deferred>) -> Result<Self> {
         let lazy = Lazy { dtype, values: OnceLock::new(), deferred: Mutex::new(Some(deferred)) };
         Ok(Self {
             dims,
@@ -116,7 +126,7 @@ impl Slot {
         }
         let mut deferred = self.values.deferred.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(deferred) = deferred.take() {
-            let _ = self.values.values.set(Arc::new(deferred.run(None)?));
+            let _ = self.values.values.set(Arc::new(deferred.run()?));
         }
         match self.values.values.get() {
             Some(values) => Ok(values),
@@ -124,16 +134,21 @@ impl Slot {
         }
     }
 
+    /// The operator that computes this map, if it has not yet.
+    pub(crate) fn pending(&self) -> Option<Arc<dyn Deferred>> {
+        self.values.deferred.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// This map normalised, if it is not computed yet. It stays as it is, for others that may ask.
     pub(crate) fn normalised(&self, norm: &Affine<'_>) -> Result<Option<Self>> {
-        let deferred = self.values.deferred.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*deferred {
-            Some(deferred) => {
-                let values = Arc::new(deferred.run(Some(norm))?);
-                Ok(Some(Self::new(self.dims, untracked(&Device::Cpu)?, values, Gradient::default())))
+        let Some(deferred) = self.pending() else { return Ok(None) };
+        Ok(match deferred.normalised(norm)? {
+            None => None,
+            Some(Normalised::Later(deferred)) => Some(Self::deferred(self.dims, self.dtype(), deferred)?),
+            Some(Normalised::Now(values)) => {
+                Some(Self::new(self.dims, untracked(&Device::Cpu)?, Arc::new(values), Gradient::default()))
             }
-            None => Ok(None),
-        }
+        })
     }
 
     /// A map that nothing is differentiated through.

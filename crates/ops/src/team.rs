@@ -21,15 +21,17 @@ pub(crate) fn set_threads(threads: usize) -> bool {
     THREADS.set(threads.max(1)).is_ok()
 }
 
+/// How many threads compute.
+pub(crate) fn threads() -> usize {
+    *THREADS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
+}
+
 /// Runs `task` for every number below `tasks`, on the calling thread and the others of the team, and comes back
 /// when all are done. Within a task, and while the team is at work for another thread, the tasks run here.
 pub(crate) fn run(tasks: usize, task: &(dyn Fn(usize) + Sync)) {
     static TEAM: OnceLock<&'static Team> = OnceLock::new();
     if tasks > 1 {
-        let team = TEAM.get_or_init(|| {
-            let processors = || thread::available_parallelism().map_or(1, usize::from);
-            Team::start(*THREADS.get_or_init(processors))
-        });
+        let team = TEAM.get_or_init(|| Team::start(threads()));
         if team.try_run(tasks, task) {
             return;
         }

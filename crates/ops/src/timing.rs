@@ -34,13 +34,17 @@ impl Place {
     pub(crate) fn time<R>(self, f: impl FnOnce() -> R) -> R {
         let start = Instant::now();
         let result = f();
+        self.add(start.elapsed());
+        result
+    }
+
+    pub(crate) fn add(self, time: Duration) {
         SPANS.with_borrow_mut(|spans| {
             if let (Some(spans), Some(place)) = (spans, self.0)
                 && let Some(span) = spans.get_mut(place)
             {
-                *span += start.elapsed();
+                *span += time;
             }
         });
-        result
     }
 }

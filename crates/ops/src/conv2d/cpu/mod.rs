@@ -1,5 +1,6 @@
 //! The CPU path: which kernel serves which convolution, and the link to candle's autograd.
 
+mod deferred;
 mod finish;
 mod gemm;
 mod product;
@@ -7,16 +8,16 @@ mod spread;
 mod winograd;
 
 use super::Geometry;
-use crate::element::{Element, Elements, by_element};
-use crate::inference::is_running;
+use crate::element::Element;
 use crate::parallel::map;
 use crate::pool::Buffer;
 use crate::rows::{folded, repeated, sum_rows};
-use crate::slot::{self, Affine, Backward, Gradients, Keeps, Kernel, Slot, Values, is_constant};
-use crate::timing::Place;
+use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot, is_constant};
 use candle_core::{DType, Result, Tensor, TensorId};
+use deferred::Deferred;
 use finish::Finish;
 use product::Word;
+use std::sync::Arc;
 
 /// The algorithms, best first; the last takes everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,9 +76,8 @@ pub(super) fn conv2d(xs: &Slot, weight: &Tensor, bias: Option<&Tensor>, g: Geome
     let dims = (g.n, g.out.0, g.out.1, g.c_out);
     let params: Vec<&Tensor> = std::iter::once(&weight).chain(&bias).collect();
     if is_constant(&[xs], &params) {
-        let (xs, place) = (xs.clone(), Place::next());
-        let convolution = Deferred { g, xs, weight: weight.clone(), bias: bias.clone(), place };
-        return Slot::deferred(dims, convolution.xs.dtype(), Box::new(convolution));
+        let convolution = Deferred::new(g, xs, &weight, bias.as_ref());
+        return Slot::deferred(dims, xs.dtype(), Arc::new(convolution));
     }
     Conv2d(g).apply(&[xs], &params, dims)
 }
@@ -87,47 +87,6 @@ fn forward<T: Element>(g: &Geometry, xs: &[T], weight: Weight<'_>, finish: &Fini
         Algorithm::Winograd => winograd::forward(g, xs, weight, finish),
         Algorithm::Narrow | Algorithm::Gemm => gemm::forward(g, xs, weight, finish),
     }
-}
-
-/// A convolution that nothing is differentiated through, not computed yet: a batch-norm that comes next is
-/// applied while the result is in cache.
-struct Deferred {
-    g: Geometry,
-    xs: Slot,
-    weight: Tensor,
-    bias: Option<Tensor>,
-    place: Place,
-}
-
-impl slot::Deferred for Deferred {
-    fn run(&self, norm: Option<&Affine<'_>>) -> Result<Values> {
-        // What comes before is computed first, for its time not to count as this one's.
-        self.xs.values()?;
-        self.place.time(|| by_element!(self.xs.dtype(), deferred(self, norm)))
-    }
-}
-
-fn deferred<T: Element>(convolution: &Deferred, norm: Option<&Affine<'_>>) -> Result<Values> {
-    let Deferred { g, xs, weight, bias, .. } = convolution;
-    let elements = Elements::<f32>::of(weight)?;
-    let weight = Weight { values: &elements, id: is_running().then(|| weight.id()) };
-    let bias = bias.as_ref().map(Elements::<f32>::of).transpose()?;
-    let bias: Option<&[f32]> = bias.as_deref();
-    let xs = xs.values()?.slice::<T>()?;
-    let Some(norm) = norm else {
-        return Ok(T::into_values(forward(g, xs, weight, &Finish::bias(bias))));
-    };
-    let (scale, mut shift) = match norm.factors {
-        Some((scale, shift)) => (scale.to_vec(), shift.to_vec()),
-        None => (vec![1.0; g.c_out], vec![0.0; g.c_out]),
-    };
-    // The bias is normalised too.
-    for ((shift, scale), bias) in shift.iter_mut().zip(&scale).zip(bias.unwrap_or(&[])) {
-        *shift += bias * scale;
-    }
-    let residual = norm.residual.map(|residual| residual.values()?.slice::<T>()).transpose()?;
-    let finish = Finish::new(&scale, &shift, residual.unwrap_or(&[]), norm.activation);
-    Ok(T::into_values(forward(g, xs, weight, &finish)))
 }
 
 struct Conv2d(Geometry);

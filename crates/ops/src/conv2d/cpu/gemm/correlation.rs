@@ -90,7 +90,7 @@ pub(super) struct Correlation {
 
 impl Correlation {
     /// Target channels of a group, and their panels.
-    fn of_group(&self) -> (usize, usize) {
+    pub(super) fn of_group(&self) -> (usize, usize) {
         let target = self.target_channels / self.groups;
         (target, target.div_ceil(panel_width()))
     }
@@ -145,9 +145,8 @@ impl Correlation {
         // Few blocks are cut by channels too.
         let tasks = (macs_per_position * self.n * h.div_ceil(step) * columns / TASK_MACS).min(TASKS);
         let splits = if self.groups == 1 { tasks.div_ceil(blocks.len().max(1)).clamp(1, panels) } else { 1 };
+        let of_rows = self.of_rows(finish);
         if splits == 1 {
-            // In registers, where products are written once.
-            let of_rows = finish.of_rows(c, panel_width()).filter(|_| self.in_place::<T>());
             each(parts, |_, (block, at, out)| {
                 self.block(xs, block, 0..panels, out, c, of_rows.as_ref());
                 if of_rows.is_none() {
@@ -166,7 +165,7 @@ impl Correlation {
         let pieces = map(parts.len() * splits, |i| {
             let ((block, _, part), i) = (&parts[i / splits], i % splits);
             let mut out = take::<T>(part.len() / c * channels(i));
-            self.block(xs, block, split(i), &mut out, channels(i), None);
+            self.block(xs, block, split(i), &mut out, channels(i), of_rows.as_ref());
             out
         });
         for (i, piece) in pieces.iter().enumerate() {
@@ -175,18 +174,33 @@ impl Correlation {
                 out[first(i)..][..piece.len()].copy_from_slice(piece);
             }
         }
-        each(parts, |_, (_, at, out)| finish.apply(at, out));
+        if of_rows.is_none() {
+            each(parts, |_, (_, at, out)| finish.apply(at, out));
+        }
         ys
     }
 
-    /// Rows of a block that a pass has: the first so many.
-    pub(super) fn in_phase(&self, pass: &Pass, block: &Block) -> usize {
+    /// A finish for products in registers, where they are written once.
+    pub(super) fn of_rows<T: Element>(&self, finish: &Finish<'_, T>) -> Option<Rows> {
+        finish.of_rows(self.target_channels, panel_width()).filter(|_| self.in_place::<T>())
+    }
+
+    /// Positions along y that a pass has: the first so many.
+    pub(super) fn in_phase(&self, pass: &Pass, positions: &Range<usize>) -> usize {
         let in_phase = |row: &usize| row * pass.y.step + pass.y.origin < self.target.0;
-        block.rows.clone().filter(in_phase).count()
+        positions.clone().filter(in_phase).count()
+    }
+
+    /// The rows of the source that positions along y see.
+    pub(super) fn seen(&self, positions: &Range<usize>) -> Range<usize> {
+        let (reach, h) = (self.reach.0, self.source.0 as isize);
+        let first = (positions.start * reach.stride) as isize + reach.first;
+        let last = first + reach.span(positions.len()) as isize;
+        first.clamp(0, h) as usize..last.clamp(0, h) as usize
     }
 
     /// The target pixels of a block, in the channels of the given panels; `out` has rows of `channels`.
-    fn block<T: Element>(
+    pub(super) fn block<T: Element>(
         &self,
         xs: &[T],
         block: &Block,
@@ -245,7 +259,7 @@ impl Correlation {
             };
             for pass in &self.passes {
                 let row_step = patch.columns * words;
-                let rows = self.in_phase(pass, block);
+                let rows = self.in_phase(pass, &block.rows);
                 let mut starts = Vec::with_capacity(positions);
                 for image in 0..block.images.len() {
                     for row in 0..rows {
@@ -302,7 +316,7 @@ impl Correlation {
                 let len = width.min(c_target);
                 if self.in_place::<T>() {
                     let channel = group * c_target + first;
-                    let (data, end) = (&mut out[channel..], place.end(channel));
+                    let (data, end) = (&mut out[channel..], place.end(channel + columns.start));
                     multiply(left, weights, Out { data, stride: channels, columns: len, end });
                 } else {
                     let (data, stride) = (&mut result[first..], columns.len());

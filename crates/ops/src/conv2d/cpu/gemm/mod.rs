@@ -6,6 +6,7 @@
 //! it copies the part of the source that they see, with zeros around it, and multiplies with the packed
 //! weights. Blocks are cut by the shape alone, so results do not depend on the number of threads.
 
+pub(super) mod chain;
 mod correlation;
 mod narrow;
 mod pointwise;
@@ -45,6 +46,11 @@ pub(super) fn forward<T: Element>(
     weight: Weight<'_>,
     finish: &Finish<'_, T>,
 ) -> Buffer<T> {
+    correlation::<T>(g, weight).run(xs, finish)
+}
+
+/// The correlation that a convolution is.
+fn correlation<T: Element>(g: &Geometry, weight: Weight<'_>) -> Correlation {
     let (wide, products) = (Wide::of(g), Products::of::<T>(g));
     let g = wide.as_ref().map_or(g, |wide| &wide.g);
     let (y, x) = Axis::of_outputs(g);
@@ -60,7 +66,6 @@ pub(super) fn forward<T: Element>(
     let (source, target) = (g.size, g.out);
     let (source_channels, target_channels, groups) = (g.c_in, g.c_out, g.groups);
     Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes, products }
-        .run(xs, finish)
 }
 
 pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Buffer<T> {

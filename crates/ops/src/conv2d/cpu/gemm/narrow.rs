@@ -48,7 +48,7 @@ const NEAR: usize = 128 * 1024;
 const WEIGHTS: usize = 10 * 1024;
 
 /// Neighbouring columns that see the same taps of a pass.
-struct Run {
+pub(super) struct Run {
     columns: Range<usize>,
     taps: Range<usize>,
 }
@@ -84,50 +84,71 @@ impl Correlation {
         finish: Option<&Rows>,
     ) {
         let (c, (h, w), width) = (self.source_channels, self.source, panel_width());
-        let (reach, group) = (self.reach.0, c / self.groups);
-        let first = (block.rows.start * reach.stride) as isize + reach.first;
-        let last = first + reach.span(block.rows.len()) as isize;
-        let seen = first.clamp(0, h as isize) as usize..last.clamp(0, h as isize) as usize;
+        let seen = self.seen(&block.rows);
         // Fewer channels than a panel's width are read beyond the last pixel.
         let in_place = T::as_f32(xs).filter(|_| c >= width);
         let seen_len = if in_place.is_some() { 0 } else { seen.len() * w * c + width };
-        let result_len = if T::as_f32(out).is_some() { 0 } else { self.target.1 * c };
         let image_len = out.len() / block.images.len().max(1);
-        let passes: Vec<(&Pass, Vec<Run>)> =
-            self.passes.iter().map(|pass| (pass, runs(&pass.x, w))).collect();
-        with_scratch(seen_len + result_len, |scratch| {
-            let (widened, result) = scratch.split_at_mut(seen_len);
+        let runs = self.runs_narrow();
+        with_scratch(seen_len, |widened| {
             for (i, image) in block.images.clone().enumerate() {
                 let image = image * h * w * c;
                 let source = match in_place {
-                    Some(xs) => Source { data: &xs[image..][..h * w * c], first: 0 },
+                    Some(xs) => Source { data: &xs[image..][..h * w * c], first: 0, rows: h },
                     None => {
                         let xs = &xs[image + seen.start * w * c..image + seen.end * w * c];
                         load(&mut widened[..xs.len()], xs);
-                        Source { data: widened, first: seen.start }
+                        Source { data: widened, first: seen.start, rows: h }
                     }
                 };
-                let out = &mut out[i * image_len..][..image_len];
-                for (pass, runs) in &passes {
-                    let (rows, panels) = (pass.taps() * group, c.div_ceil(width));
-                    // As many panels as stay in the first cache go over the pixels together.
-                    let together = (WEIGHTS / (rows * width).max(1)).clamp(1, panels);
-                    for first in (0..panels).step_by(together) {
-                        let panels = first..panels.min(first + together);
-                        let weights = Weights { data: &pass.weights, rows, group, panels };
-                        self.rows_narrow(&source, (pass, runs, weights), block, (out, result), finish);
-                    }
+                self.image_narrow(
+                    &source,
+                    &runs,
+                    &block.rows,
+                    &mut out[i * image_len..][..image_len],
+                    finish,
+                );
+            }
+        });
+    }
+
+    /// The columns of each pass, by the taps that lie inside.
+    pub(super) fn runs_narrow(&self) -> Vec<Vec<Run>> {
+        self.passes.iter().map(|pass| runs(&pass.x, self.source.1)).collect()
+    }
+
+    /// The target pixels of some positions along y of an image.
+    pub(super) fn image_narrow<T: Element>(
+        &self,
+        source: &Source<'_>,
+        runs: &[Vec<Run>],
+        positions: &Range<usize>,
+        out: &mut [T],
+        finish: Option<&Rows>,
+    ) {
+        let (c, width) = (self.source_channels, panel_width());
+        let (group, panels) = (c / self.groups, c.div_ceil(width));
+        let result_len = if T::as_f32(out).is_some() { 0 } else { self.target.1 * c };
+        with_scratch(result_len, |result| {
+            for (pass, runs) in self.passes.iter().zip(runs) {
+                let rows = pass.taps() * group;
+                // As many panels as stay in the first cache go over the pixels together.
+                let together = (WEIGHTS / (rows * width).max(1)).clamp(1, panels);
+                for first in (0..panels).step_by(together) {
+                    let panels = first..panels.min(first + together);
+                    let weights = Weights { data: &pass.weights, rows, group, panels };
+                    self.rows_narrow(source, (pass, runs, weights), positions, (out, result), finish);
                 }
             }
         });
     }
 
-    /// The rows of a block's image that a pass has.
+    /// Those that a pass has.
     fn rows_narrow<T: Element>(
         &self,
         source: &Source<'_>,
         (pass, runs, weights): (&Pass, &[Run], Weights<'_>),
-        block: &Block,
+        positions: &Range<usize>,
         (out, result): (&mut [T], &mut [f32]),
         finish: Option<&Rows>,
     ) {
@@ -139,30 +160,27 @@ impl Correlation {
             let row = ((position * y.stride) as isize + last + 1).max(0);
             (row as usize * w * pixel).min(source.data.len())
         };
-        let ahead = h * w * pixel > NEAR && weights.panels.start == 0;
+        let ahead = source.rows * w * pixel > NEAR && weights.panels.start == 0;
         let (mut starts, mut taps) = (Vec::with_capacity(x.count), Vec::with_capacity(pass.taps()));
-        for row in 0..self.in_phase(pass, block) {
-            let position = block.rows.start + row;
+        for row in 0..self.in_phase(pass, positions) {
+            let position = positions.start + row;
             let of_y = inside(y, position, h);
             // What the next position sees and this one does not.
             let mut next = if ahead { &source.data[seen(position)..seen(position + 1)] } else { &[] };
             for run in runs {
-                let offset = |axis: &Axis, tap: usize| axis.taps.get(tap).map_or(0, |tap| tap.0);
-                let (corner_y, corner_x) = (offset(y, of_y.start), offset(x, run.taps.start));
+                let corner = x.taps.get(run.taps.start).map_or(0, |tap| tap.0);
                 taps.clear();
                 for tap_y in of_y.clone() {
-                    let row = (y.taps[tap_y].0 - corner_y) as usize * w;
+                    let row = source.row((position * y.stride) as isize + y.taps[tap_y].0) * w;
                     taps.extend(run.taps.clone().map(|tap_x| spread::Tap {
-                        offset: (row + (x.taps[tap_x].0 - corner_x) as usize) * pixel,
+                        offset: (row + (x.taps[tap_x].0 - corner) as usize) * pixel,
                         row: tap_y * x.taps.len() + tap_x,
                     }));
                 }
                 starts.clear();
-                let at_y = (position * y.stride) as isize + corner_y - source.first as isize;
                 starts.extend(run.columns.clone().map(|column| {
-                    let at_x = (column * x.stride) as isize + corner_x;
                     // Where no tap lies inside, nothing is read.
-                    let at = if taps.is_empty() { 0 } else { at_y * w as isize + at_x };
+                    let at = if taps.is_empty() { 0 } else { (column * x.stride) as isize + corner };
                     at as usize * pixel
                 }));
                 // Most columns are in one run.
@@ -193,10 +211,19 @@ impl Correlation {
 }
 
 /// Rows of an image.
-struct Source<'a> {
-    data: &'a [f32],
+pub(super) struct Source<'a> {
+    pub(super) data: &'a [f32],
     /// Which row is the first.
-    first: usize,
+    pub(super) first: usize,
+    /// After so many rows the next lie over the first ones.
+    pub(super) rows: usize,
+}
+
+impl Source<'_> {
+    /// Where a row of the image lies.
+    fn row(&self, y: isize) -> usize {
+        (y as usize - self.first) % self.rows
+    }
 }
 
 /// Pixels of a block of the weight gradient, and elements that they see: more than of other blocks, since what they

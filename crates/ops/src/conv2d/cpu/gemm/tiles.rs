@@ -112,7 +112,7 @@ impl Correlation {
             let depth = pass.taps() * self.source_channels;
             // Rows a multiple of 4 KiB apart would share a few sets of the cache.
             let pitch = parts::<T>() * steps(depth) * STEP + STEP;
-            let count = self.in_phase(pass, block);
+            let count = self.in_phase(pass, &block.rows);
             let positions = block.images.len() * count * pass.x.count;
             let mut rows = take::<bf16>(positions.div_ceil(SIDE) * SIDE * pitch);
             self.gather(xs, block, pass, pitch, &mut rows);
@@ -143,7 +143,7 @@ impl Correlation {
         if depth == 0 {
             return;
         }
-        let (first, count) = (block.rows.start, self.in_phase(pass, block));
+        let (first, count) = (block.rows.start, self.in_phase(pass, &block.rows));
         let mut seen = take::<T>(if T::DTYPE == DType::BF16 { 0 } else { depth });
         let mut rows = out.chunks_exact_mut(pitch);
         for image in block.images.clone() {
