@@ -38,7 +38,7 @@ pub use gradients::Gradients;
 pub use input::Input;
 pub use metrics::{ClassAccuracy, Metrics};
 pub use observer::{EpochRecord, Observer, Outcome, RunInfo, RunSummary, StepInfo};
-pub use optimizer::{Optimizer, SgdConfig};
+pub use optimizer::{Optimizer, Scale, SgdConfig};
 pub use pass::{Pass, train_pass};
 pub use ranks::{Membership, Place};
 pub use run_dir::RunDir;

@@ -14,8 +14,17 @@ pub struct SgdConfig {
     /// Multiple of each weight that is added to its gradient.
     pub weight_decay: f64,
     /// Whether biases and the scales and shifts of normalisations decay, too, and not only parameters of rank two and
-    /// more. Where their learning rate is a multiple of the others', their decay is divided by it.
+    /// more. Their decay is divided by [`Scale::own`].
     pub decay_biases: bool,
+}
+
+/// What the learning rate of a parameter is multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scale {
+    /// As that of all parameters of its layer.
+    pub layer: f64,
+    /// On its own; how much it decays in a step is not changed by this.
+    pub own: f64,
 }
 
 /// `torch.optim.SGD` (dampening 0) with a velocity for each parameter.
@@ -24,8 +33,8 @@ pub struct Optimizer {
     config: SgdConfig,
     parameters: Vec<(String, Var)>,
     velocities: Vec<Var>,
-    /// What the learning rate of each parameter is multiplied by.
-    lr_scales: Vec<f64>,
+    /// Of each parameter.
+    scales: Vec<Scale>,
 }
 
 impl Optimizer {
@@ -38,14 +47,14 @@ impl Optimizer {
             .iter()
             .map(|(_, var)| Var::zeros(var.shape(), var.dtype(), var.device()))
             .collect::<Result<_>>()?;
-        let lr_scales = vec![1.0; parameters.len()];
-        Ok(Self { config, parameters, velocities, lr_scales })
+        let scales = vec![Scale { layer: 1.0, own: 1.0 }; parameters.len()];
+        Ok(Self { config, parameters, velocities, scales })
     }
 
     /// With learning rates of their own: that of a parameter is multiplied by what `scale` gives for its name.
     #[must_use]
-    pub fn scale_lr(mut self, scale: impl Fn(&str) -> f64) -> Self {
-        self.lr_scales = self.parameters.iter().map(|(name, _)| scale(name)).collect();
+    pub fn scale_lr(mut self, scale: impl Fn(&str) -> Scale) -> Self {
+        self.scales = self.parameters.iter().map(|(name, _)| scale(name)).collect();
         self
     }
 
@@ -63,16 +72,21 @@ impl Optimizer {
             bail!("{} gradients for {} parameters", gradients.iter().len(), self.parameters.len());
         }
         let SgdConfig { momentum, nesterov, weight_decay, decay_biases } = self.config;
-        let state = self.parameters.iter().zip(&self.velocities).zip(&self.lr_scales);
+        let state = self.parameters.iter().zip(&self.velocities).zip(&self.scales);
         let mut steps = Vec::with_capacity(self.parameters.len());
         for ((((_, var), velocity), scale), gradient) in state.zip(gradients.iter()) {
             let Some(gradient) = gradient else { continue };
             let weight_decay = match var.rank() {
-                0 | 1 if decay_biases && *scale > 0.0 => weight_decay / scale,
+                0 | 1 if decay_biases && scale.own > 0.0 => weight_decay / scale.own,
                 0 | 1 => 0.0,
                 _ => weight_decay,
             };
-            steps.push((var, velocity, gradient, Sgd { lr: lr * scale, momentum, nesterov, weight_decay }));
+            steps.push((
+                var,
+                velocity,
+                gradient,
+                Sgd { lr: lr * scale.layer * scale.own, momentum, nesterov, weight_decay },
+            ));
         }
         sgd_steps(&steps)
     }
@@ -104,12 +118,15 @@ mod tests {
     /// Without momentum and with gradients of 0 a step only decays.
     #[test]
     fn biases_decay_where_they_are_told_to_and_as_weights_do() -> Result<()> {
-        for (decay_biases, kept) in [(false, 1.0), (true, 0.95)] {
+        for (decay_biases, layer, kept) in
+            [(false, 1.0, [0.95, 1.0]), (true, 1.0, [0.95, 0.95]), (true, 0.1, [0.995, 0.995])]
+        {
             let ones = |shape: &[usize]| Var::ones(shape, candle_core::DType::F32, &Device::Cpu);
             let parameters = vec![("weight".to_string(), ones(&[1, 1])?), ("bias".to_string(), ones(&[1])?)];
             let config = SgdConfig { momentum: 0.0, nesterov: false, weight_decay: 0.1, decay_biases };
             let optimizer = Optimizer::new(parameters.clone(), config)?;
-            let mut optimizer = optimizer.scale_lr(|name| if name == "bias" { 64.0 } else { 1.0 });
+            let mut optimizer =
+                optimizer.scale_lr(|name| Scale { layer, own: if name == "bias" { 64.0 } else { 1.0 } });
             let loss = parameters.iter().map(|(_, var)| (var.as_tensor() * var.zeros_like()?)?.sum_all());
             let loss = loss.reduce(|a, b| a? + b?).unwrap()?;
             let gradients: GradStore = loss.backward()?;
@@ -117,7 +134,7 @@ mod tests {
             let value = |i: usize| parameters[i].1.sum_all().and_then(|sum: Tensor| sum.to_scalar::<f32>());
             let found = [value(0)?, value(1)?];
             assert!(
-                (found[0] - 0.95).abs() < 1e-6 && (found[1] - kept).abs() < 1e-6,
+                (found[0] - kept[0]).abs() < 1e-6 && (found[1] - kept[1]).abs() < 1e-6,
                 "{decay_biases} {found:?}"
             );
         }

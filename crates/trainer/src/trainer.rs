@@ -7,7 +7,7 @@ use crate::depth::LayerRates;
 use crate::freeze::{frozen, is_constant};
 use crate::input::Input;
 use crate::observer::{EpochRecord, Observer, RunInfo, RunSummary};
-use crate::optimizer::{Optimizer, SgdConfig};
+use crate::optimizer::{Optimizer, Scale, SgdConfig};
 use crate::ranks::Place;
 use crate::run_dir::MetricsLog;
 use crate::schedule::Schedule;
@@ -201,7 +201,7 @@ impl Trainer {
             Optimizer::new(trained, SgdConfig { momentum, nesterov, weight_decay, decay_biases })?;
         let optimizer = optimizer.scale_lr(|name| {
             let shift = name.strip_suffix(".bias").is_some_and(|layer| norms.contains(layer));
-            rates.of(name) * if shift { config.norm_bias_lr_scale } else { 1.0 }
+            Scale { layer: rates.of(name), own: if shift { config.norm_bias_lr_scale } else { 1.0 } }
         });
         let averaged = match place.is_shared() && !config.sync_batch_norm {
             true => {

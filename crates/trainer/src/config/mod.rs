@@ -64,8 +64,8 @@ pub struct TrainConfig {
     /// Multiple of each weight that is added to its gradient; biases and normalisation parameters are spared unless
     /// `decay_biases` says otherwise.
     pub weight_decay: f64,
-    /// Whether biases and normalisation parameters decay, too, as PyTorch's SGD has it: each step by as much as weights
-    /// do, whatever their learning rate.
+    /// Whether biases and normalisation parameters decay, too, as PyTorch's SGD has it: each step by as much as the weights
+    /// of their layer do, whatever `norm_bias_lr_scale` is.
     pub decay_biases: bool,
     /// The course of the learning rate.
     pub schedule: ScheduleKind,
