@@ -129,7 +129,11 @@ impl Correlation {
             }
             _ => block_pixels(self.source_words()),
         };
-        let positions = pixels.max(TASK_MACS / macs_per_position.max(1));
+        // Few blocks are cut by channels too, and lower where that is not enough.
+        let (all, panels) = (self.n * h.div_ceil(step) * columns, self.of_group().1);
+        let tasks = (macs_per_position * all / TASK_MACS).clamp(1, TASKS);
+        let most = all.div_ceil(tasks.div_ceil(panels)).max(BLOCK_PIXELS.0);
+        let positions = pixels.min(most).max(TASK_MACS / macs_per_position.max(1));
         let blocks = blocks(self.n, h.div_ceil(step), columns, positions);
         // The target rows of a block lie together; with each part goes its place.
         let (mut rest, mut parts, mut at) = (&mut ys[..], Vec::with_capacity(blocks.len()), 0);
@@ -141,9 +145,6 @@ impl Correlation {
             parts.push((block, at, part));
             at += len;
         }
-        let panels = self.of_group().1;
-        // Few blocks are cut by channels too.
-        let tasks = (macs_per_position * self.n * h.div_ceil(step) * columns / TASK_MACS).min(TASKS);
         let splits = if self.groups == 1 { tasks.div_ceil(blocks.len().max(1)).clamp(1, panels) } else { 1 };
         let of_rows = self.of_rows(finish);
         if splits == 1 {
