@@ -2,7 +2,7 @@
 //! bit for bit, since no sum depends on how a map is cut.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use zoo_ops::{Activation, BatchNorm, Conv2dConfig, FeatureMap, batch_norm, conv2d, no_grad};
+use zoo_ops::{Activation, BatchNorm, Conv2dConfig, FeatureMap, batch_norm, conv2d, flatten, no_grad};
 
 fn tensor(shape: &[usize], seed: usize) -> Result<Tensor> {
     let value = |i: usize| ((i * 73 + seed * 29 + i * i % 17) % 199) as f32 / 100.0 - 1.0;
@@ -129,6 +129,42 @@ fn compare(dtype: DType) -> Result<()> {
         let same = together.iter().zip(&alone).filter(|(a, b)| a.to_bits() == b.to_bits()).count();
         assert_eq!(same, alone.len(), "case {i} in {dtype:?}");
     }
+    Ok(())
+}
+
+/// One channel of h×w pixels is flattened to h·w channels where it lies, and then looks like the input of another layer.
+#[test]
+fn neighbours_give_the_same_with_a_flattening_between() -> Result<()> {
+    let (n, side) = (9, 8);
+    let wide = side * side;
+    let xs = FeatureMap::from_nchw(&tensor(&[n, 16, side, side], 1)?)?;
+    let layers = [
+        Layer::new(16, 1, 1, Conv2dConfig::default(), Activation::Relu)?,
+        Layer::new(wide, wide, 1, Conv2dConfig::default().groups(wide), Activation::Relu)?,
+        Layer::new(wide, 32, 1, Conv2dConfig::default(), Activation::Identity)?,
+    ];
+    let evaluate = |alone: bool| -> Result<Vec<f32>> {
+        let mut ys = layers[0].forward(&xs, None)?;
+        if alone {
+            ys.to_nchw()?;
+        }
+        ys = flatten(&ys)?;
+        for layer in &layers[1..] {
+            ys = layer.forward(&ys, None)?;
+        }
+        ys.to_nchw()?.flatten_all()?.to_vec1()
+    };
+    assert_eq!(no_grad(|| evaluate(false))?, no_grad(|| evaluate(true))?);
+    // A normalisation of the flattened map is none of the convolution's.
+    let norm = layers[1].norm.as_ref().unwrap();
+    let normalised = |alone: bool| -> Result<Vec<f32>> {
+        let ys = conv2d(&xs, &layers[0].weight, None, &layers[0].config)?;
+        if alone {
+            ys.to_nchw()?;
+        }
+        batch_norm(&flatten(&ys)?, norm, None, Activation::Relu, false)?.to_nchw()?.flatten_all()?.to_vec1()
+    };
+    assert_eq!(no_grad(|| normalised(false))?, no_grad(|| normalised(true))?);
     Ok(())
 }
 

@@ -94,7 +94,10 @@ impl Deferred {
     /// The convolution whose result this one sees, if that is not computed yet.
     fn before(&self) -> Option<Arc<Self>> {
         let pending: Arc<dyn Any + Send + Sync> = self.xs.pending()?;
-        pending.downcast().ok()
+        let before: Arc<Self> = pending.downcast().ok()?;
+        // A map may have been flattened in between.
+        let seen = (self.g.n, self.g.size, self.g.c_in);
+        ((before.g.n, before.g.out, before.g.c_out) == seen).then_some(before)
     }
 }
 
@@ -104,7 +107,9 @@ impl slot::Deferred for Deferred {
     }
 
     fn normalised(&self, norm: &Affine<'_>) -> Result<Option<Normalised>> {
-        if self.norm.is_some() {
+        // Of a flattened map it has more channels than the convolution.
+        let fits = norm.factors.is_none_or(|(scale, _)| scale.len() == self.g.c_out);
+        if self.norm.is_some() || !fits {
             return Ok(None);
         }
         let (scale, mut shift) = match norm.factors {
