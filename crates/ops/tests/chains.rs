@@ -132,6 +132,15 @@ fn compare(dtype: DType) -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn neighbours_take_a_batch_without_images() -> Result<()> {
+    for case in cases().iter_mut() {
+        case.dims.0 = 0;
+        assert!(evaluate(case, DType::F32, false)?.is_empty());
+    }
+    Ok(())
+}
+
 /// One channel of h×w pixels is flattened to h·w channels where it lies, and then looks like the input of another layer.
 #[test]
 fn neighbours_give_the_same_with_a_flattening_between() -> Result<()> {

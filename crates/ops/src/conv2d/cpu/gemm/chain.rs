@@ -48,7 +48,7 @@ pub(in super::super) fn bands(narrow: &Geometry, widened: bool) -> Option<usize>
     let fits = |&bands: &usize| {
         bands == 1 || rows / bands * columns >= PIXELS && 8 * (bands - 1) * shared <= narrow.size.0
     };
-    [4, 2, 1].map(|tasks| (tasks * threads()).div_ceil(narrow.n)).into_iter().find(fits)
+    [4, 2, 1].map(|tasks| (tasks * threads()).div_ceil(narrow.n.max(1))).into_iter().find(fits)
 }
 
 /// What the narrow convolution and its neighbours give, `widen` before it and `follow` after it, if there are any, and
