@@ -46,6 +46,18 @@ pub(crate) fn chunks<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &mu
     }
 }
 
+/// Cuts `out` into parts of so many elements, one after the other; each with the number of its first.
+pub(crate) fn parts<T>(mut out: &mut [T], lens: impl IntoIterator<Item = usize>) -> Vec<(usize, &mut [T])> {
+    let mut first = 0;
+    let part = |len| {
+        let (part, others) = std::mem::take(&mut out).split_at_mut(len);
+        out = others;
+        first += len;
+        (first - len, part)
+    };
+    lens.into_iter().map(part).collect()
+}
+
 /// Runs `f` for each index below `n` on the threads that compute, and collects the results in the order of the
 /// indices.
 pub fn map<R: Send>(n: usize, f: impl Fn(usize) -> R + Sync) -> Vec<R> {

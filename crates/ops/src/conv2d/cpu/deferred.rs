@@ -4,13 +4,13 @@
 use super::super::Geometry;
 use super::finish::Finish;
 use super::gemm::chain::{self, Link};
-use super::{Algorithm, Weight, algorithm, forward};
+use super::{Algorithm, algorithm, forward, gemm};
 use crate::activation::Activation;
 use crate::element::{Element, Elements, by_element};
 use crate::inference::is_running;
 use crate::slot::{self, Affine, Normalised, Slot, Values};
 use crate::timing::Place;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
@@ -40,55 +40,44 @@ impl Deferred {
         Self { g, xs, weight, bias, norm: None, place: Place::next() }
     }
 
-    fn algorithm<T: Element>(&self) -> Algorithm {
-        algorithm(&self.g, T::DTYPE)
+    fn algorithm(&self) -> Algorithm {
+        algorithm(&self.g, self.xs.dtype())
     }
 
-    /// What is to be computed, given its weights and a residual, or none.
-    fn link<'a, T: Element>(&self, weight: &'a [f32], residual: &'a [T]) -> Result<Link<'a, T>> {
-        let bias = self.bias.as_ref().map(Elements::<f32>::of).transpose()?;
-        let finish = match &self.norm {
-            Some(norm) => Finish::new(&norm.scale, &norm.shift, residual, norm.activation),
-            None => Finish::bias(bias.as_deref()),
+    fn is_narrow(&self) -> bool {
+        self.algorithm() == Algorithm::Narrow
+    }
+
+    /// Whether it is computed as products, block by block.
+    fn is_by_blocks(&self) -> bool {
+        self.algorithm() == Algorithm::Gemm && !gemm::on_tiles(&self.g, self.xs.dtype())
+    }
+
+    /// What is to be computed, and added to a residual if there is one.
+    fn link<'a, T: Element>(&'a self, residual: &'a [T]) -> Result<Link<'a, T>> {
+        let finish = match (&self.norm, &self.bias) {
+            (Some(norm), _) => Finish::new(&norm.scale, &norm.shift, residual, norm.activation),
+            (None, Some(bias)) => Finish::bias(Some(&*Elements::<f32>::of(bias)?)),
+            (None, None) => Finish::nothing(),
         };
         let id = is_running().then(|| self.weight.id());
-        Ok(Link { g: self.g, weight: Weight { values: weight, id }, finish })
-    }
-
-    /// The elements.
-    fn run<T: Element>(&self, residual: Option<&Slot>) -> Result<Values> {
-        let residual = residual.map(|residual| residual.values()?.slice::<T>()).transpose()?.unwrap_or(&[]);
-        if let Some(chain) = Chain::of::<T>(self) {
-            return chain.run(residual);
-        }
-        // What comes before is computed first, for its time not to count as this one's.
-        let xs = self.xs.values()?.slice::<T>()?;
-        let weight = Elements::<f32>::of(&self.weight)?;
-        let Link { g, weight, finish } = self.link(&weight, residual)?;
-        Ok(T::into_values(self.place.time(|| forward(&g, xs, weight, &finish))))
+        Ok(Link { g: self.g, values: Elements::of(&self.weight)?, id, finish })
     }
 
     /// Whether it may be computed together with the convolution that comes next.
-    fn may_go_on<T: Element>(&self) -> bool {
-        match self.algorithm::<T>() {
-            Algorithm::Narrow => true,
-            Algorithm::Winograd => false,
-            Algorithm::Gemm => chain::may_widen::<T>(&self.g) && self.narrow_before::<T>().is_none(),
-        }
+    fn may_go_on(&self) -> bool {
+        self.is_narrow() || self.is_by_blocks() && self.narrow_before().is_none()
     }
 
     /// The convolution of narrow groups before this one, if both may be computed together.
-    fn narrow_before<T: Element>(&self) -> Option<Arc<Self>> {
-        if self.algorithm::<T>() != Algorithm::Gemm || !chain::may_follow::<T>(&self.g) {
-            return None;
-        }
-        self.before().filter(|before| before.algorithm::<T>() == Algorithm::Narrow)
+    fn narrow_before(&self) -> Option<Arc<Self>> {
+        let may_follow = self.is_by_blocks() && chain::is_by_pixel(&self.g);
+        self.before().filter(|before| may_follow && before.is_narrow())
     }
 
     /// The convolution whose result this one, of narrow groups, sees, if both may be computed together.
-    fn wide_before<T: Element>(&self) -> Option<Arc<Self>> {
-        self.before()
-            .filter(|before| before.algorithm::<T>() == Algorithm::Gemm && chain::may_widen::<T>(&before.g))
+    fn wide_before(&self) -> Option<Arc<Self>> {
+        self.before().filter(|before| before.is_by_blocks())
     }
 
     /// The convolution whose result this one sees, if that is not computed yet.
@@ -125,10 +114,22 @@ impl slot::Deferred for Deferred {
         let (residual, norm) = (norm.residual, Norm { scale, shift, activation: norm.activation });
         let normalised = Self { norm: Some(norm), ..self.clone() };
         Ok(Some(match residual {
-            None if by_element!(self.xs.dtype(), may_go_on(self))? => Normalised::Later(Arc::new(normalised)),
+            None if self.may_go_on() => Normalised::Later(Arc::new(normalised)),
             _ => Normalised::Now(by_element!(self.xs.dtype(), run(&normalised, residual))?),
         }))
     }
+}
+
+/// The elements of a convolution's result, added to a residual if there is one.
+fn run<T: Element>(convolution: &Deferred, residual: Option<&Slot>) -> Result<Values> {
+    let residual = residual.map(|residual| residual.values()?.slice::<T>()).transpose()?.unwrap_or(&[]);
+    if let Some(chain) = Chain::of(convolution) {
+        return chain.run(residual);
+    }
+    // What comes before is computed first, for its time not to count as this one's.
+    let xs = convolution.xs.values()?.slice::<T>()?;
+    let link = convolution.link(residual)?;
+    Ok(T::into_values(convolution.place.time(|| forward(&link.g, xs, link.weight(), &link.finish))))
 }
 
 /// Convolutions that are computed together.
@@ -142,14 +143,14 @@ struct Chain<'a> {
 
 impl<'a> Chain<'a> {
     /// That which ends with a convolution, if there is one.
-    fn of<T: Element>(last: &'a Deferred) -> Option<Self> {
-        let narrow_one = last.narrow_before::<T>();
+    fn of(last: &'a Deferred) -> Option<Self> {
+        let narrow_one = last.narrow_before();
         let narrow = match &narrow_one {
             Some(narrow) => narrow,
-            None if last.algorithm::<T>() == Algorithm::Narrow => last,
+            None if last.is_narrow() => last,
             None => return None,
         };
-        let widen = narrow.wide_before::<T>().zip(chain::bands(&narrow.g, true));
+        let widen = narrow.wide_before().zip(chain::bands(&narrow.g, true));
         let (widen, bands) = match widen {
             Some((widen, bands)) => (Some(widen), bands),
             None if narrow_one.is_some() => (None, chain::bands(&narrow.g, false)?),
@@ -159,34 +160,21 @@ impl<'a> Chain<'a> {
     }
 
     fn run<T: Element>(&self, residual: &[T]) -> Result<Values> {
-        let narrow = self.narrow.as_deref().unwrap_or(self.last);
-        let first = self.widen.as_deref().unwrap_or(narrow);
-        let follow = self.narrow.is_some().then_some(self.last);
-        let xs = first.xs.values()?.slice::<T>()?;
-        let parts = [self.widen.as_deref(), Some(narrow), follow];
+        let (narrow, follow) = match &self.narrow {
+            Some(narrow) => (&**narrow, Some(self.last)),
+            None => (self.last, None),
+        };
+        let xs = self.widen.as_deref().unwrap_or(narrow).xs.values()?.slice::<T>()?;
         let start = Instant::now();
-        let [a, b, c] = parts.map(|part| part.map(|part| Elements::<f32>::of(&part.weight)).transpose());
-        let weights = [a?, b?, c?];
-        let [widen, narrow, follow] = [0, 1, 2].map(|i| {
-            let residual = if std::ptr::eq(parts[i]?, self.last) { residual } else { &[] };
-            Some(parts[i]?.link::<T>(weights[i].as_deref()?, residual))
-        });
-        let (widen, narrow, follow) = (widen.transpose()?, narrow.transpose()?, follow.transpose()?);
-        let Some(narrow) = narrow else { bail!("a chain without a convolution of narrow groups") };
-        let (ys, shares) = chain::run(widen.as_ref(), &narrow, follow.as_ref(), self.bands, xs);
+        let widen_link = self.widen.as_ref().map(|widen| widen.link(&[])).transpose()?;
+        let narrow_link = narrow.link(if follow.is_some() { &[] } else { residual })?;
+        let follow_link = follow.map(|follow| follow.link(residual)).transpose()?;
+        let (ys, shares) =
+            chain::run(widen_link.as_ref(), &narrow_link, follow_link.as_ref(), self.bands, xs);
         let elapsed = start.elapsed();
-        for (part, share) in parts.iter().zip(shares) {
+        for (part, share) in [self.widen.as_deref(), Some(narrow), follow].into_iter().zip(shares) {
             part.inspect(|part| part.place.add(elapsed.mul_f64(share)));
         }
         Ok(T::into_values(ys))
     }
-}
-
-/// [`Deferred::run`] and [`Deferred::may_go_on`] for `by_element!`.
-fn run<T: Element>(convolution: &Deferred, residual: Option<&Slot>) -> Result<Values> {
-    convolution.run::<T>(residual)
-}
-
-fn may_go_on<T: Element>(convolution: &Deferred) -> Result<bool> {
-    Ok(convolution.may_go_on::<T>())
 }

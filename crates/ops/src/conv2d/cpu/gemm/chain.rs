@@ -7,14 +7,15 @@ use super::super::super::Geometry;
 use super::super::Weight;
 use super::super::finish::{Finish, Rows};
 use super::super::product::panel_width;
+use super::correlation;
 use super::correlation::Correlation;
-use super::narrow::{self, Run, Source};
+use super::narrow::{Run, Source};
 use super::reach::Block;
-use super::{correlation, on_tiles};
-use crate::element::{Element, load};
-use crate::parallel::{each, with_scratch};
+use crate::element::{Element, Elements, load};
+use crate::parallel::{each, parts, with_scratch};
 use crate::pool::{Buffer, take};
 use crate::team::threads;
+use candle_core::TensorId;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -22,18 +23,21 @@ use std::time::Instant;
 /// A convolution of a chain.
 pub(in super::super) struct Link<'a, T> {
     pub(in super::super) g: Geometry,
-    pub(in super::super) weight: Weight<'a>,
+    pub(in super::super) values: Elements<'a, f32>,
+    /// Of the weight, where it may be kept as kernels arrange it.
+    pub(in super::super) id: Option<TensorId>,
     pub(in super::super) finish: Finish<'a, T>,
 }
 
-/// Whether a convolution may stand before a narrow one: as products, block by block.
-pub(in super::super) fn may_widen<T: Element>(g: &Geometry) -> bool {
-    !narrow::serves(g) && !on_tiles(g, T::DTYPE)
+impl<T> Link<'_, T> {
+    pub(in super::super) fn weight(&self) -> Weight<'_> {
+        Weight { values: &self.values, id: self.id }
+    }
 }
 
-/// Whether a convolution may stand after a narrow one: it sees no other pixel than its own.
-pub(in super::super) fn may_follow<T: Element>(g: &Geometry) -> bool {
-    may_widen::<T>(g) && g.taps() == 1 && g.window.stride == (1, 1) && g.window.padding == (0, 0)
+/// Whether a convolution sees no other pixel than its own.
+pub(in super::super) fn is_by_pixel(g: &Geometry) -> bool {
+    g.taps() == 1 && g.window.stride == (1, 1) && g.window.padding == (0, 0)
 }
 
 /// Pixels that a convolution computes at a time, at least, for its weights to be used that often each time they are read.
@@ -65,26 +69,20 @@ pub(in super::super) fn run<T: Element>(
     let rows = at_once(w, h);
     // What comes after sees these rows alone.
     let of_rows = follow.map(|link| Geometry { n: 1, size: (rows, w), out: (rows, w), ..link.g });
+    let narrow_step = Step::new(narrow, &narrow.g);
     let chain = Chain {
         widen: widen.map(|link| (Step::new(link, &link.g), at_once(size.1, size.0))),
-        narrow: Step::new(narrow, &narrow.g),
-        runs: correlation::<T>(&narrow.g, narrow.weight).runs_narrow(),
+        runs: narrow_step.correlation.runs_narrow(),
+        narrow: narrow_step,
         rows,
         follow: follow.zip(of_rows.as_ref()).map(|(link, g)| Step::new(link, g)),
     };
     let row_len = w * follow.unwrap_or(narrow).g.c_out;
     let mut ys = take::<T>(n * h * row_len);
-    let (mut rest, mut parts, mut at) = (&mut ys[..], Vec::with_capacity(n * bands), 0);
-    for image in 0..n {
-        for band in 0..bands {
-            let rows = h * band / bands..h * (band + 1) / bands;
-            let (part, others) = std::mem::take(&mut rest).split_at_mut(rows.len() * row_len);
-            rest = others;
-            parts.push((image, rows.clone(), at, part));
-            at += rows.len() * row_len;
-        }
-    }
-    each(parts, |_, (image, rows, at, out)| chain.band(xs, image, &rows, at, out));
+    let of_band = |band: usize| h * band / bands..h * (band + 1) / bands;
+    let tasks: Vec<_> = (0..n).flat_map(|image| (0..bands).map(move |band| (image, of_band(band)))).collect();
+    let parts = parts(&mut ys, tasks.iter().map(|(_, rows)| rows.len() * row_len));
+    each(tasks.iter().zip(parts), |_, ((image, rows), (at, out))| chain.band(xs, *image, rows, at, out));
     let spent = [chain.widen.as_ref().map(|(step, _)| step), Some(&chain.narrow), chain.follow.as_ref()]
         .map(|step| step.map_or(0, |step| step.nanoseconds.load(Ordering::Relaxed)) as f64);
     let all = spent.iter().sum::<f64>().max(1.0);
@@ -103,7 +101,7 @@ struct Step<'a, T> {
 
 impl<'a, T: Element> Step<'a, T> {
     fn new(link: &'a Link<'a, T>, g: &Geometry) -> Self {
-        let correlation = correlation::<T>(g, link.weight);
+        let correlation = correlation::<T>(g, link.weight());
         let of_rows = correlation.of_rows::<T>(&link.finish);
         Self { correlation, finish: &link.finish, of_rows, nanoseconds: AtomicU64::new(0) }
     }

@@ -9,7 +9,7 @@ use super::tiles;
 use super::{TASKS, narrow, on_tiles, word_of};
 use crate::element::{Element, load, store};
 use crate::pairs::{elements_mut, words};
-use crate::parallel::{each, map, with_scratch};
+use crate::parallel::{each, map, parts, with_scratch};
 use crate::pool::{Buffer, take};
 use candle_core::DType;
 use std::ops::Range;
@@ -136,19 +136,15 @@ impl Correlation {
         let positions = pixels.min(most).max(TASK_MACS / macs_per_position.max(1));
         let blocks = blocks(self.n, h.div_ceil(step), columns, positions);
         // The target rows of a block lie together; with each part goes its place.
-        let (mut rest, mut parts, mut at) = (&mut ys[..], Vec::with_capacity(blocks.len()), 0);
-        for block in &blocks {
+        let len = |block: &Block| {
             let rows = (block.rows.end * step).min(h) - block.rows.start * step;
-            let (part, others) = std::mem::take(&mut rest).split_at_mut(block.images.len() * rows * w * c);
-            rest = others;
-            let len = part.len();
-            parts.push((block, at, part));
-            at += len;
-        }
+            block.images.len() * rows * w * c
+        };
+        let mut parts: Vec<_> = blocks.iter().zip(parts(&mut ys, blocks.iter().map(len))).collect();
         let splits = if self.groups == 1 { tasks.div_ceil(blocks.len().max(1)).clamp(1, panels) } else { 1 };
         let of_rows = self.of_rows(finish);
         if splits == 1 {
-            each(parts, |_, (block, at, out)| {
+            each(parts, |_, (block, (at, out))| {
                 self.block(xs, block, 0..panels, out, c, of_rows.as_ref());
                 if of_rows.is_none() {
                     finish.apply(at, out);
@@ -164,19 +160,19 @@ impl Correlation {
         };
         let channels = |i: usize| (split(i).end * panel_width()).min(c) - first(i);
         let pieces = map(parts.len() * splits, |i| {
-            let ((block, _, part), i) = (&parts[i / splits], i % splits);
+            let ((block, (_, part)), i) = (&parts[i / splits], i % splits);
             let mut out = take::<T>(part.len() / c * channels(i));
             self.block(xs, block, split(i), &mut out, channels(i), of_rows.as_ref());
             out
         });
         for (i, piece) in pieces.iter().enumerate() {
-            let (part, i) = (&mut parts[i / splits].2, i % splits);
+            let (part, i) = (&mut parts[i / splits].1.1, i % splits);
             for (out, piece) in part.chunks_exact_mut(c).zip(piece.chunks_exact(channels(i))) {
                 out[first(i)..][..piece.len()].copy_from_slice(piece);
             }
         }
         if of_rows.is_none() {
-            each(parts, |_, (_, at, out)| finish.apply(at, out));
+            each(parts, |_, (_, (at, out))| finish.apply(at, out));
         }
         ys
     }

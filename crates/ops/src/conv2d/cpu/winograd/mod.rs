@@ -21,7 +21,7 @@ use super::product::{Left, Out, Right, Word, multiply, panel_width};
 use crate::dispatch::strict_f32;
 use crate::element::{Element, round};
 use crate::inference::{Form, prepared};
-use crate::parallel::{each, with_scratch};
+use crate::parallel::{each, parts, with_scratch};
 use crate::pool::{Buffer, take};
 use crate::transpose::transpose;
 use candle_core::{DType, TensorId};
@@ -281,16 +281,13 @@ impl<T: Element> Convolution<'_, T> {
 
     /// The output rows of each task's strips, which lie together, and where they start.
     fn split<'a>(&self, ys: &'a mut [T], tasks: &[Range<usize>]) -> Vec<(Range<usize>, usize, &'a mut [T])> {
-        let ((ho, wo), side, mut rest, mut at) = (self.g.out, self.tiles.side, ys, 0);
-        let part = |strips: &Range<usize>| {
+        let ((ho, wo), side) = (self.g.out, self.tiles.side);
+        let len = |strips: &Range<usize>| {
             let rows = |strip: usize| (ho - strip % self.tiles.strips * side).min(side);
-            let rows: usize = strips.clone().map(rows).sum();
-            let (part, others) = std::mem::take(&mut rest).split_at_mut(rows * wo * self.g.c_out);
-            rest = others;
-            at += part.len();
-            (strips.clone(), at - part.len(), part)
+            strips.clone().map(rows).sum::<usize>() * wo * self.g.c_out
         };
-        tasks.iter().map(part).collect()
+        let parts = parts(ys, tasks.iter().map(len));
+        tasks.iter().zip(parts).map(|(strips, (at, part))| (strips.clone(), at, part)).collect()
     }
 
     /// All steps for some strips.
