@@ -51,9 +51,17 @@ pub(crate) fn enter(
     xs.apply_op1(Node { name: "enter", backward: of_all })
 }
 
-/// The gradient of a handle, which nobody reads; candle wants one all the same.
+/// The gradient of a handle, which nobody reads; candle wants one all the same. On a GPU it is left as it is found,
+/// because filling it takes a launch.
 pub(crate) fn of_handle(handle: &Tensor) -> Result<Option<Tensor>> {
-    handle.track_op().then(|| handle.zeros_like()).transpose()
+    if !handle.track_op() {
+        return Ok(None);
+    }
+    #[cfg(feature = "cuda")]
+    if handle.device().is_cuda() {
+        return crate::cuda::uninitialised(1, DType::F32, handle.device()).map(Some);
+    }
+    handle.zeros_like().map(Some)
 }
 
 /// An operator whose result is a handle. `backward` is given the first argument and the others, and gives the gradients
@@ -68,9 +76,12 @@ fn on_cpu() -> Result<(CpuStorage, Shape)> {
 }
 
 #[cfg(feature = "cuda")]
+#[expect(unsafe_code, reason = "memory that nothing reads")]
 fn on_gpu(like: &CudaStorage) -> Result<(CudaStorage, Shape)> {
     let device = like.device();
-    Ok((CudaStorage::wrap_cuda_slice(device.alloc_zeros::<f32>(1)?, device.clone()), Shape::from(1)))
+    // SAFETY: the element is added to others, and nobody reads the sum.
+    let element = unsafe { device.alloc::<f32>(1)? };
+    Ok((CudaStorage::wrap_cuda_slice(element, device.clone()), Shape::from(1)))
 }
 
 impl<F: Fn(&Tensor, &[&Tensor]) -> Result<Vec<Option<Tensor>>> + Send + Sync> CustomOp1 for Node<F> {

@@ -1,7 +1,7 @@
 //! Activations on a GPU.
 
 use super::Activation;
-use crate::cuda::{Gradients, Map, Operator, code, launch, pointer, record, uninitialised};
+use crate::cuda::{Gradients, Map, Operator, code, launch_flat, pointer, record, uninitialised};
 use candle_core::{Result, Tensor};
 
 pub(super) fn activation(xs: &Map, activation: Activation) -> Result<Map> {
@@ -9,7 +9,7 @@ pub(super) fn activation(xs: &Map, activation: Activation) -> Result<Map> {
     let ys = uninitialised(xs.dims(), values.dtype(), values.device())?;
     let [code, slope] = code(activation);
     let args = [pointer(values)?, pointer(&ys)?, code, slope];
-    launch(values.device(), "activate", values.dtype(), ys.elem_count(), &args)?;
+    launch_flat(values.device(), "activate", values.dtype(), ys.elem_count(), &args)?;
     record(&[xs], &[], ys, || Op { xs: values.clone(), activation })
 }
 
@@ -25,7 +25,7 @@ impl Operator for Op {
         let dxs = uninitialised(dys.shape(), dys.dtype(), dys.device())?;
         let [code, slope] = code(self.activation);
         let args = [pointer(&self.xs)?, pointer(&dys)?, pointer(&dxs)?, code, slope];
-        launch(dys.device(), "activate_gradient", dys.dtype(), dxs.elem_count(), &args)?;
+        launch_flat(dys.device(), "activate_gradient", dys.dtype(), dxs.elem_count(), &args)?;
         Ok((vec![Some(dxs)], Vec::new()))
     }
 }

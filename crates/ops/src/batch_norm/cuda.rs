@@ -3,8 +3,8 @@
 use super::BatchNorm;
 use crate::activation::Activation;
 use crate::cuda::{
-    Gradients, Map, Operator, code, launch, launch_common, parts, pointer, pointer_or_null, record,
-    uninitialised,
+    Arg, Gradients, Grid, Map, Operator, code, launch_common, launch_merge, launch_rows, launch_sums,
+    parts_of_blocks, pointer, pointer_or_null, record, uninitialised,
 };
 use candle_core::{DType, Result, Tensor};
 
@@ -18,88 +18,85 @@ pub(super) fn batch_norm(
 ) -> Result<Map> {
     let values = xs.values();
     let (device, dtype, c) = (values.device(), values.dtype(), xs.dims().3);
-    let vector = || uninitialised(c, DType::F32, device);
     let rows = values.elem_count() / c;
-    let (running_mean, running_var) =
-        (norm.running_mean.as_detached_tensor(), norm.running_var.as_detached_tensor());
-    let (mean, var) = if train {
-        let (per, count) = parts(rows, c);
-        let means = uninitialised((count, c), DType::F32, device)?;
-        let m2s = uninitialised((count, c), DType::F32, device)?;
-        let args = [pointer(values)?, pointer(&means)?, pointer(&m2s)?, rows.into(), per.into(), c.into()];
-        launch(device, "moments", dtype, count * c, &args)?;
-        let (mean, var) = (vector()?, vector()?);
-        let args = [
-            pointer(&means)?,
-            pointer(&m2s)?,
-            pointer(&mean)?,
-            pointer(&var)?,
-            pointer(&running_mean)?,
-            pointer(&running_var)?,
-            (norm.momentum as f32).into(),
-            rows.into(),
-            per.into(),
-            c.into(),
-        ];
-        launch_common(device, "merge_moments", c, &args)?;
-        (mean, var)
-    } else {
-        (running_mean, running_var)
-    };
-    let plain = |param: &Option<Tensor>| param.as_ref().map(|p| p.detach().contiguous()).transpose();
-    let (gamma, beta) = (plain(&norm.weight)?, plain(&norm.bias)?);
-    let (inv_std, scale, shift) = (vector()?, vector()?, vector()?);
-    let args = [
-        pointer(&mean)?,
-        pointer(&var)?,
-        pointer_or_null(gamma.as_ref())?,
-        pointer_or_null(beta.as_ref())?,
-        pointer(&inv_std)?,
-        pointer(&scale)?,
-        pointer(&shift)?,
-        (norm.eps as f32).into(),
-        c.into(),
-    ];
-    launch_common(device, "norm_factors", c, &args)?;
+    let factors = Factors::new(values, norm, train)?;
     let ys = uninitialised(xs.dims(), dtype, device)?;
     let [activation_code, slope] = code(activation);
     let residual_values = residual.map(|residual| residual.values().clone());
     let args = [
         pointer(values)?,
         pointer_or_null(residual_values.as_ref())?,
-        pointer(&scale)?,
-        pointer(&shift)?,
+        pointer(&factors.scale)?,
+        pointer(&factors.shift)?,
         pointer(&ys)?,
         activation_code,
         slope,
-        c.into(),
     ];
-    launch(device, "normalise", dtype, ys.elem_count(), &args)?;
+    launch_rows(device, "normalise", dtype, (rows, c), &args)?;
     let maps: Vec<&Map> = std::iter::once(xs).chain(residual).collect();
     // Where there is no γ or β nothing is differentiated in its place.
     let (gamma, beta) = super::affine(norm, DType::F32)?;
-    let op = || Op {
-        xs: values.clone(),
-        ys: ys.clone(),
-        residual: residual_values,
-        mean,
-        inv_std,
-        scale,
-        shift,
-        activation,
-        train,
+    let op = || {
+        // Without a residual the input says as much as the output, and is read anyway.
+        let simple = matches!(activation, Activation::Identity | Activation::Relu | Activation::Relu6);
+        let (ys, residual) = match residual_values {
+            Some(_) if simple => (Some(ys.clone()), None),
+            residual => (None, residual),
+        };
+        Op { xs: values.clone(), ys, residual, factors, activation, train }
     };
     record(&maps, &[&gamma, &beta], ys.clone(), op)
 }
 
-struct Op {
-    xs: Tensor,
-    ys: Tensor,
-    residual: Option<Tensor>,
+/// A normalisation as x · scale + shift, and what it was made of.
+struct Factors {
     mean: Tensor,
     inv_std: Tensor,
     scale: Tensor,
     shift: Tensor,
+}
+
+impl Factors {
+    /// From the map's own statistics where it trains, which moves the running ones, else from those.
+    fn new(xs: &Tensor, norm: &BatchNorm, train: bool) -> Result<Self> {
+        let (device, c) = (xs.device(), xs.dim(3)?);
+        let vector = || uninitialised(c, DType::F32, device);
+        let plain = |param: &Option<Tensor>| param.as_ref().map(|p| p.detach().contiguous()).transpose();
+        let (gamma, beta) = (plain(&norm.weight)?, plain(&norm.bias)?);
+        let affine = [pointer_or_null(gamma.as_ref())?, pointer_or_null(beta.as_ref())?];
+        let (running_mean, running_var) =
+            (norm.running_mean.as_detached_tensor(), norm.running_var.as_detached_tensor());
+        let mean = if train { vector()? } else { running_mean.clone() };
+        let factors = Self { mean, inv_std: vector()?, scale: vector()?, shift: vector()? };
+        let made = [pointer(&factors.inv_std)?, pointer(&factors.scale)?, pointer(&factors.shift)?];
+        if !train {
+            let mut args = vec![pointer(&factors.mean)?, pointer(&running_var)?];
+            args.extend(affine.into_iter().chain(made).chain([(norm.eps as f32).into()]));
+            launch_common(device, "norm_factors", Grid::Threads(c), &args)?;
+            return Ok(factors);
+        }
+        let rows = xs.elem_count() / c;
+        let (per, count) = parts_of_blocks(rows, c);
+        let means = uninitialised((count, c), DType::F32, device)?;
+        let m2s = uninitialised((count, c), DType::F32, device)?;
+        let args = [pointer(xs)?, pointer(&means)?, pointer(&m2s)?];
+        launch_sums(device, "moments", xs.dtype(), (rows, c), &args)?;
+        let mut args = vec![pointer(&means)?, pointer(&m2s)?];
+        args.extend(affine.into_iter().chain([pointer(&factors.mean)?]).chain(made));
+        args.extend([pointer(&running_mean)?, pointer(&running_var)?]);
+        args.extend([Arg::from(norm.momentum as f32), (norm.eps as f32).into(), rows.into(), per.into()]);
+        launch_merge(device, "merge_moments", c, &args)?;
+        Ok(factors)
+    }
+}
+
+struct Op {
+    xs: Tensor,
+    /// Where the activation's derivative is read off the output.
+    ys: Option<Tensor>,
+    /// Where it is not, and there is one.
+    residual: Option<Tensor>,
+    factors: Factors,
     activation: Activation,
     train: bool,
 }
@@ -108,48 +105,50 @@ impl Operator for Op {
     const NAME: &'static str = "batch_norm";
 
     fn backward(self, dys: Tensor, of_maps: &[bool], _: &[bool]) -> Result<Gradients> {
-        let (device, dtype, c) = (self.xs.device(), self.xs.dtype(), self.mean.elem_count());
+        let Self { xs, ys, residual, factors, activation, train } = self;
+        let (device, dtype, c) = (xs.device(), xs.dtype(), factors.mean.elem_count());
         let vector = || uninitialised(c, DType::F32, device);
-        let rows = self.xs.elem_count() / c;
-        let (per, count) = parts(rows, c);
+        let rows = xs.elem_count() / c;
+        let (_, count) = parts_of_blocks(rows, c);
         let sums = uninitialised((count, c), DType::F32, device)?;
         let dots = uninitialised((count, c), DType::F32, device)?;
-        let [activation, slope] = code(self.activation);
-        let maps = [
-            pointer(&self.xs)?,
-            pointer(&self.ys)?,
-            pointer_or_null(self.residual.as_ref())?,
+        let [activation, slope] = code(activation);
+        let common = [
+            pointer(&xs)?,
+            pointer_or_null(ys.as_ref())?,
+            pointer_or_null(residual.as_ref())?,
             pointer(&dys)?,
-            pointer(&self.mean)?,
+            pointer(&factors.mean)?,
+            pointer(&factors.scale)?,
+            pointer(&factors.shift)?,
         ];
-        let mut args = maps.to_vec();
-        args.extend([pointer(&self.scale)?, pointer(&self.shift)?, pointer(&sums)?, pointer(&dots)?]);
-        args.extend([activation, slope, rows.into(), per.into(), c.into()]);
-        launch(device, "gradient_sums", dtype, count * c, &args)?;
-        let (sum, dot, of_gamma, of_beta) = (vector()?, vector()?, vector()?, vector()?);
+        let mut args = common.to_vec();
+        args.extend([pointer(&sums)?, pointer(&dots)?, activation, slope]);
+        launch_sums(device, "gradient_sums", dtype, (rows, c), &args)?;
+        let (lift, pull, of_gamma, of_beta) = (vector()?, vector()?, vector()?, vector()?);
+        let moving = if train { 1.0 / rows as f32 } else { 0.0 };
         let args = [
             pointer(&sums)?,
             pointer(&dots)?,
-            pointer(&self.inv_std)?,
-            pointer(&sum)?,
-            pointer(&dot)?,
+            pointer(&factors.inv_std)?,
+            pointer(&lift)?,
+            pointer(&pull)?,
             pointer(&of_gamma)?,
             pointer(&of_beta)?,
+            moving.into(),
             count.into(),
-            c.into(),
         ];
-        launch_common(device, "merge_gradient_sums", c, &args)?;
-        let dxs = uninitialised(self.xs.shape(), dtype, device)?;
-        let wants_residual = of_maps.get(1).copied().unwrap_or(false);
-        let of_residual =
-            if wants_residual { Some(uninitialised(self.xs.shape(), dtype, device)?) } else { None };
-        let moving = if self.train { 1.0 / rows as f32 } else { 0.0 };
-        let mut args = maps.to_vec();
-        args.extend([pointer(&self.inv_std)?, pointer(&self.scale)?, pointer(&self.shift)?]);
-        args.extend([pointer(&sum)?, pointer(&dot)?, pointer(&dxs)?, pointer_or_null(of_residual.as_ref())?]);
-        args.extend([activation, slope, moving.into(), c.into()]);
-        launch(device, "norm_gradient", dtype, dxs.elem_count(), &args)?;
-        let of_maps = std::iter::once(of_maps[0].then_some(dxs)).chain(self.residual.map(|_| of_residual));
+        launch_merge(device, "merge_gradient_sums", c, &args)?;
+        let dxs = uninitialised(xs.shape(), dtype, device)?;
+        let of_residual = match of_maps.get(1) {
+            Some(true) => Some(uninitialised(xs.shape(), dtype, device)?),
+            _ => None,
+        };
+        let mut args = common.to_vec();
+        args.extend([pointer(&lift)?, pointer(&pull)?, pointer(&dxs)?]);
+        args.extend([pointer_or_null(of_residual.as_ref())?, activation, slope]);
+        launch_rows(device, "norm_gradient", dtype, (rows, c), &args)?;
+        let of_maps = std::iter::once(of_maps[0].then_some(dxs)).chain(of_maps.get(1).map(|_| of_residual));
         Ok((of_maps.collect(), vec![Some(of_gamma), Some(of_beta)]))
     }
 }

@@ -1,13 +1,13 @@
 //! Sums, and channels that move, on a GPU.
 
-use crate::cuda::{Arg, Gradients, Map, Operator, launch, pointer, record, uninitialised};
+use crate::cuda::{Arg, Gradients, Map, Operator, launch, launch_flat, pointer, record, uninitialised};
 use candle_core::{Result, Tensor};
 
 pub(super) fn add_scaled(a: &Map, b: &Map, factor: f32) -> Result<Map> {
     let (device, dtype) = (a.values().device(), a.values().dtype());
     let ys = uninitialised(a.dims(), dtype, device)?;
     let args = [pointer(a.values())?, pointer(b.values())?, pointer(&ys)?, factor.into()];
-    launch(device, "scaled_sum", dtype, ys.elem_count(), &args)?;
+    launch_flat(device, "scaled_sum", dtype, ys.elem_count(), &args)?;
     record(&[a, b], &[], ys, || Sum(factor))
 }
 
@@ -21,7 +21,7 @@ impl Operator for Sum {
         let second = if of_maps[1] {
             let scaled = uninitialised(dys.shape(), dys.dtype(), dys.device())?;
             let args = [pointer(&dys)?, pointer(&scaled)?, self.0.into()];
-            launch(dys.device(), "scaled", dys.dtype(), scaled.elem_count(), &args)?;
+            launch_flat(dys.device(), "scaled", dys.dtype(), scaled.elem_count(), &args)?;
             Some(scaled)
         } else {
             None

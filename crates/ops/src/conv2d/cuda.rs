@@ -4,7 +4,8 @@
 use super::Geometry;
 use crate::Window2d;
 use crate::cuda::{
-    Arg, Gradients, Map, Operator, column_sums, launch, launch_common, parts, pointer, record, uninitialised,
+    Arg, Gradients, Map, Operator, column_sums, launch, launch_rows, merged, parts, pointer, record,
+    uninitialised,
 };
 use candle_core::{DType, Result, Tensor};
 
@@ -19,8 +20,8 @@ pub(super) fn conv2d(xs: &Map, weight: &Tensor, bias: Option<&Tensor>, g: Geomet
     products::forward(&g, xs.values(), &packed, &ys)?;
     if let Some(bias) = bias {
         let bias = bias.detach().to_dtype(DType::F32)?.contiguous()?;
-        let args = [pointer(&ys)?, pointer(&bias)?, g.c_out.into()];
-        launch(device, "add_bias", dtype, ys.elem_count(), &args)?;
+        let args = [pointer(&ys)?, pointer(&bias)?];
+        launch_rows(device, "add_bias", dtype, (g.n * h * w, g.c_out), &args)?;
     }
     let params: Vec<&Tensor> = std::iter::once(weight).chain(bias).collect();
     let xs_values = xs.values().clone();
@@ -116,9 +117,7 @@ impl Operator for Depthwise {
             let mut args = vec![pointer(&xs)?, pointer(&dys)?, pointer(&partial)?, rows.into(), per.into()];
             args.extend(sizes(&g));
             launch(device, "depthwise_weight", dtype, count * taps * c, &args)?;
-            let sums = uninitialised(taps * c, DType::F32, device)?;
-            let args = [pointer(&partial)?, pointer(&sums)?, count.into(), (taps * c).into()];
-            launch_common(device, "sum_parts", taps * c, &args)?;
+            let sums = merged(&partial)?;
             let dw = uninitialised(taps * c, DType::F32, device)?;
             let args = [pointer(&sums)?, pointer(&dw)?, taps.into(), c.into()];
             launch(device, "transpose", DType::F32, taps * c, &args)?;

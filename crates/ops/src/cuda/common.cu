@@ -1,6 +1,7 @@
-// What kernels of all element types share. One thread computes one value or one part of a sum; no thread waits for
-// another and none adds to what another adds to, so sums have one order, and the file is C, too: the tests run it on
-// the CPU. INDEX is the number of the thread.
+// What kernels of all element types share. Sums have one order: no thread adds to what another adds to. The file is C,
+// too: the tests run it on the CPU. INDEX is the number of the thread; where the threads of a block work together,
+// BLOCK_INDEX is the block's, FOR_THREADS is what each of its BLOCK threads t does, and BARRIER stands between two such
+// where one needs what other threads wrote to SHARED memory in the other.
 
 #define IDENTITY 0
 #define RELU 1
@@ -12,6 +13,9 @@
 #define SILU 7
 #define HARD_SWISH 8
 #define HARD_SIGMOID 9
+
+// bf16 is the upper half of an f32.
+INLINE float bf16_to_float(unsigned short x) { return bits_to_float((unsigned)x << 16); }
 
 INLINE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
@@ -50,75 +54,125 @@ INLINE float derivative(int activation, float slope, float x) {
   }
 }
 
+// The threads of a block as `depth` rows of `lanes` columns, `depth` a power of two: the sum of each column in its first row.
+#define ADD_UP(sums)                                                 \
+  for (int half = depth / 2; half > 0; half /= 2) {                  \
+    BARRIER;                                                         \
+    FOR_THREADS(t) {                                                 \
+      if (t / lanes < half) (sums)[t] += (sums)[t + half * lanes];   \
+    }                                                                \
+  }                                                                  \
+  BARRIER
+
 // Sums of `parts` rows of [parts, c].
-KERNEL sum_parts(const float *parts_of, float *sums, long long parts, long long c) {
-  long long ch = INDEX;
-  if (ch >= c) return;
-  double sum = 0.0;
-  for (long long p = 0; p < parts; p++) sum += parts_of[p * c + ch];
-  sums[ch] = (float)sum;
+KERNEL sum_parts(const float *parts_of, float *sums, int parts, int c, int lanes, int depth, int n) {
+  SHARED double s[BLOCK];
+  int block = BLOCK_INDEX;
+  if (block >= n) return;
+  FOR_THREADS(t) {
+    int ch = block * lanes + t % lanes;
+    s[t] = 0.0;
+    if (t / lanes < depth && ch < c)
+      for (int p = t / lanes; p < parts; p += depth) s[t] += parts_of[p * c + ch];
+  }
+  ADD_UP(s);
+  FOR_THREADS(t) {
+    if (t < lanes && block * lanes + t < c) sums[block * lanes + t] = (float)s[t];
+  }
 }
 
-// Mean and biased variance from the moments of parts of `per` rows (Chan, Golub and LeVeque 1983); moves the running
-// statistics, if there are any, by `momentum` towards them, the variance being the unbiased one there.
-KERNEL merge_moments(const float *means, const float *m2s, float *mean, float *var, float *running_mean,
-                     float *running_var, float momentum, long long rows, long long per, long long c) {
-  long long ch = INDEX;
-  if (ch >= c) return;
-  double count = 0.0, m = 0.0, s = 0.0;
-  for (long long first = 0, p = 0; first < rows; first += per, p++) {
-    double n = (double)(rows - first < per ? rows - first : per), total = count + n;
-    double delta = means[p * c + ch] - m;
-    m += delta * n / total;
-    s += m2s[p * c + ch] + delta * delta * count * n / total;
-    count = total;
+// Mean and biased variance from the moments of parts of `per` rows, and the normalisation by them as x · scale + shift;
+// moves the running statistics by `momentum` towards them, the variance being the unbiased one there.
+KERNEL merge_moments(const float *means, const float *m2s, const float *gamma, const float *beta, float *mean,
+                     float *inv_std, float *scale, float *shift, float *running_mean, float *running_var,
+                     float momentum, float eps, int rows, int per, int c, int lanes, int depth, int n) {
+  SHARED double s[BLOCK], deviations[BLOCK];
+  int block = BLOCK_INDEX, parts = (rows + per - 1) / per;
+  if (block >= n) return;
+  FOR_THREADS(t) {
+    int ch = block * lanes + t % lanes;
+    s[t] = 0.0;
+    if (t / lanes < depth && ch < c)
+      for (int p = t / lanes; p < parts; p += depth)
+        s[t] += (double)(p + 1 < parts ? per : rows - p * per) * means[p * c + ch];
   }
-  mean[ch] = (float)m;
-  var[ch] = (float)(s / count);
-  if (running_mean) {
-    running_mean[ch] = running_mean[ch] * (1.0f - momentum) + mean[ch] * momentum;
-    running_var[ch] = running_var[ch] * (1.0f - momentum) + (float)(s / (count - 1.0)) * momentum;
+  ADD_UP(s);
+  FOR_THREADS(t) {
+    int ch = block * lanes + t % lanes;
+    double m = s[t % lanes] / rows;
+    deviations[t] = 0.0;
+    if (t / lanes < depth && ch < c)
+      for (int p = t / lanes; p < parts; p += depth) {
+        double d = means[p * c + ch] - m;
+        deviations[t] += m2s[p * c + ch] + (double)(p + 1 < parts ? per : rows - p * per) * d * d;
+      }
+  }
+  ADD_UP(deviations);
+  FOR_THREADS(t) {
+    int ch = block * lanes + t;
+    if (t < lanes && ch < c) {
+      double m = s[t] / rows, v = deviations[t] / rows;
+      mean[ch] = (float)m;
+      inv_std[ch] = (float)(1.0 / sqrt(v + eps));
+      scale[ch] = inv_std[ch] * (gamma ? gamma[ch] : 1.0f);
+      shift[ch] = (beta ? beta[ch] : 0.0f) - mean[ch] * scale[ch];
+      running_mean[ch] = running_mean[ch] * (1.0f - momentum) + mean[ch] * momentum;
+      running_var[ch] = running_var[ch] * (1.0f - momentum) + (float)(deviations[t] / (rows - 1)) * momentum;
+    }
   }
 }
 
 // A normalisation as x · scale + shift.
 KERNEL norm_factors(const float *mean, const float *var, const float *gamma, const float *beta, float *inv_std,
-                    float *scale, float *shift, float eps, long long c) {
-  long long ch = INDEX;
+                    float *scale, float *shift, float eps, int c) {
+  int ch = INDEX;
   if (ch >= c) return;
   inv_std[ch] = (float)(1.0 / sqrt((double)var[ch] + eps));
   scale[ch] = inv_std[ch] * (gamma ? gamma[ch] : 1.0f);
   shift[ch] = (beta ? beta[ch] : 0.0f) - mean[ch] * scale[ch];
 }
 
-// The sums over the pixels of dz and of dz · (x - mean), and from them the gradients of γ and β.
-KERNEL merge_gradient_sums(const float *sums, const float *dots, const float *inv_std, float *sum, float *dot,
-                           float *of_gamma, float *of_beta, long long parts, long long c) {
-  long long ch = INDEX;
-  if (ch >= c) return;
-  double s = 0.0, d = 0.0;
-  for (long long p = 0; p < parts; p++) {
-    s += sums[p * c + ch];
-    d += dots[p * c + ch];
+// The sums over the pixels of dz and of dz · (x - mean): from them the gradients of γ and β, and what is taken from dz,
+// which is lift + (x - mean) · pull, with `moving` 1 / rows where mean and variance are the batch's, else 0.
+KERNEL merge_gradient_sums(const float *sums, const float *dots, const float *inv_std, float *lift, float *pull,
+                           float *of_gamma, float *of_beta, float moving, int parts, int c, int lanes, int depth, int n) {
+  SHARED double s[BLOCK], d[BLOCK];
+  int block = BLOCK_INDEX;
+  if (block >= n) return;
+  FOR_THREADS(t) {
+    int ch = block * lanes + t % lanes;
+    s[t] = d[t] = 0.0;
+    if (t / lanes < depth && ch < c)
+      for (int p = t / lanes; p < parts; p += depth) {
+        s[t] += sums[p * c + ch];
+        d[t] += dots[p * c + ch];
+      }
   }
-  sum[ch] = (float)s;
-  dot[ch] = (float)d;
-  of_gamma[ch] = (float)(d * inv_std[ch]);
-  of_beta[ch] = (float)s;
+  ADD_UP(s);
+  ADD_UP(d);
+  FOR_THREADS(t) {
+    int ch = block * lanes + t;
+    if (t < lanes && ch < c) {
+      lift[ch] = (float)(moving * s[t]);
+      pull[ch] = (float)(moving * d[t] * inv_std[ch] * inv_std[ch]);
+      of_gamma[ch] = (float)(d[t] * inv_std[ch]);
+      of_beta[ch] = (float)s[t];
+    }
+  }
 }
 
 // torch.optim.SGD's step on many tensors. Of each there are the addresses of parameter, velocity and gradient, where it
 // starts in the count of all elements (and where the last one ends), its learning rate and its weight decay.
 KERNEL sgd(const unsigned long long *addresses, const long long *starts, const float *rates, float momentum,
-           int nesterov, long long tensors, long long n) {
-  long long i = INDEX;
+           int nesterov, int tensors, int n) {
+  int i = INDEX;
   if (i >= n) return;
-  long long low = 0, high = tensors;
+  int low = 0, high = tensors;
   while (high - low > 1) {
-    long long middle = (low + high) / 2;
+    int middle = (low + high) / 2;
     if (starts[middle] <= i) low = middle; else high = middle;
   }
-  long long at = i - starts[low];
+  int at = i - starts[low];
   float *p = (float *)addresses[3 * low] + at, *v = (float *)addresses[3 * low + 1] + at;
   float g = ((const float *)addresses[3 * low + 2])[at] + rates[2 * low + 1] * *p;
   *v = momentum * *v + g;

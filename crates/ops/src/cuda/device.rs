@@ -1,6 +1,6 @@
 //! Opening a GPU, and launching the kernels there.
 
-use super::{Arg, source};
+use super::{Arg, Grid, source};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::result::{self, DriverError};
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr, LaunchConfig, PushKernelArg, sys};
@@ -9,8 +9,6 @@ use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, WrapErr};
 use candle_core::{CudaStorage, Device, Result, bail};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// Threads of a block.
-const BLOCK: usize = 256;
 /// The least compute capability of which the kernels' instructions are: Ampere's, which has bf16.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
 /// The version of CUDA whose driver interface the program is built for.
@@ -152,22 +150,27 @@ fn ptx(device: &CudaDevice) -> Result<&'static str> {
     }
 }
 
-/// Puts a kernel for `n` threads on the device's stream.
+/// Puts a kernel on the device's stream.
 #[expect(unsafe_code, reason = "runs a kernel")]
-pub(super) fn launch(device: &CudaDevice, kernel: &str, n: usize, args: &[Arg]) -> Result<()> {
+pub(super) fn launch(device: &CudaDevice, kernel: &str, grid: Grid, args: &[Arg]) -> Result<()> {
     let function = device.get_or_load_custom_func(kernel, "zoo", ptx(device)?)?;
     let mut builder = function.builder();
     for arg in args {
         match arg {
             Arg::Pointer(address) => builder.arg(address),
-            Arg::Long(value) => builder.arg(value),
             Arg::Int(value) => builder.arg(value),
             Arg::Float(value) => builder.arg(value),
         };
     }
-    let Ok(blocks) = u32::try_from(n.div_ceil(BLOCK)) else { bail!("{kernel}: {n} elements are too many") };
-    let config =
-        LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (BLOCK as u32, 1, 1), shared_mem_bytes: 0 };
+    let blocks = match grid {
+        Grid::Threads(n) => n.div_ceil(source::BLOCK),
+        Grid::Blocks(n) => n,
+    };
+    let config = LaunchConfig {
+        grid_dim: (blocks as u32, 1, 1),
+        block_dim: (source::BLOCK as u32, 1, 1),
+        shared_mem_bytes: 0,
+    };
     // SAFETY: arguments are those of the kernel in number, order and type, which the tests hold on the CPU, where the
     // same calls run the same kernels; addresses are of tensors that live until they are given back in the order of
     // the stream.

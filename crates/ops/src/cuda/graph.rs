@@ -1,7 +1,7 @@
 //! Feature maps on a GPU, beside candle's graph as those of the CPU kernels are (see `slot`): candle sees a handle of one
 //! element, gradients are added up in place, and what an operator kept is freed when its backward has used it.
 
-use super::{launch, pointer};
+use super::{launch_flat, pointer};
 use crate::handle::{enter, join, of_handle, untracked};
 use crate::slot::{Dims, collect, without_gradients};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail};
@@ -112,7 +112,7 @@ fn accumulate(gradient: &Gradient, new: Tensor) -> Result<()> {
         None => *slot = Some(new),
         Some(sum) => {
             let args = [pointer(sum)?, pointer(&new)?];
-            launch(sum.device(), "add_into", sum.dtype(), sum.elem_count(), &args)?;
+            launch_flat(sum.device(), "add_into", sum.dtype(), sum.elem_count(), &args)?;
         }
     }
     Ok(())

@@ -25,22 +25,29 @@ pub use nccl::{Nccl, NcclId};
 use crate::activation::Activation;
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
-/// Threads that sum over the rows of a map, about, so that a GPU has enough to do.
+/// Threads that sum over the rows of a map, about, so that a GPU has enough to do, where each sums one column.
 const SUMMING_THREADS: usize = 1 << 17;
+/// Blocks that sum over the rows of a map, about, where a block's threads do it together: eight for each of the 132
+/// multiprocessors of an H100.
+const SUMMING_BLOCKS: usize = 1056;
+/// Rows that a thread of these sums at least.
+const LEAST_ROWS: usize = 8;
+/// Channels that a block merges the parts of.
+const MERGED_CHANNELS: usize = 8;
 
 /// An argument of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Arg {
     /// An address on the device, or 0.
     Pointer(u64),
-    Long(i64),
     Int(i32),
     Float(f32),
 }
 
+/// Sizes and positions within a map, of which [`pointer`] takes none that has more elements than an `i32` counts.
 impl From<usize> for Arg {
     fn from(value: usize) -> Self {
-        Self::Long(value as i64)
+        Self::Int(value as i32)
     }
 }
 
@@ -54,6 +61,15 @@ impl From<f32> for Arg {
     fn from(value: f32) -> Self {
         Self::Float(value)
     }
+}
+
+/// How many threads run a kernel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Grid {
+    /// So many, none of which knows of another.
+    Threads(usize),
+    /// So many blocks of [`source::BLOCK`] threads that work together.
+    Blocks(usize),
 }
 
 /// A tensor of memory as it is found, for a kernel to fill.
@@ -72,6 +88,9 @@ pub(crate) fn uninitialised(
 pub(crate) fn pointer(xs: &Tensor) -> Result<Arg> {
     if !xs.is_contiguous() {
         bail!("a kernel was given a tensor that is not contiguous");
+    }
+    if xs.elem_count() > i32::MAX as usize {
+        bail!("a tensor of {:?} has too many elements for the GPU's kernels: use smaller batches", xs.dims());
     }
     let (storage, layout) = xs.storage_and_layout();
     let offset = (layout.start_offset() * xs.dtype().size_in_bytes()) as u64;
@@ -92,25 +111,93 @@ pub(crate) fn pointer_or_null(xs: Option<&Tensor>) -> Result<Arg> {
 
 /// Runs a kernel of the element type `dtype` for `n` elements, which is its last argument.
 pub(crate) fn launch(device: &Device, kernel: &str, dtype: DType, n: usize, args: &[Arg]) -> Result<()> {
-    let args: Vec<Arg> = args.iter().copied().chain([n.into()]).collect();
-    launch_common(device, &format!("{kernel}_{}", source::suffix(dtype)?), n, &args)
+    launch_common(device, &format!("{kernel}_{}", source::suffix(dtype)?), Grid::Threads(n), args)
 }
 
-/// Runs one of the kernels that all element types share for `n` threads.
-pub(crate) fn launch_common(device: &Device, kernel: &str, n: usize, args: &[Arg]) -> Result<()> {
+/// Runs one of the kernels that all element types share; the number of threads or blocks is its last argument.
+pub(crate) fn launch_common(device: &Device, kernel: &str, grid: Grid, args: &[Arg]) -> Result<()> {
+    let (Grid::Threads(n) | Grid::Blocks(n)) = grid;
     if n == 0 {
         return Ok(());
     }
+    let args: Vec<Arg> = args.iter().copied().chain([n.into()]).collect();
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => device::launch(device, kernel, n, args),
+        Device::Cuda(device) => device::launch(device, kernel, grid, &args),
         #[cfg(test)]
-        Device::Cpu => tests::launch(kernel, n, args),
+        Device::Cpu => tests::launch(kernel, n, &args),
         _ => bail!("{kernel}: no kernel on this device"),
     }
 }
 
-/// Rows per part, and parts, of sums over the rows of [rows, c].
+/// Neighbouring channels that a thread takes of maps of `c` channels, and the name of a kernel of `rows.cu` for as many.
+fn packed(kernel: &str, dtype: DType, c: usize, args: &[Arg]) -> Result<(usize, String)> {
+    let aligned = |arg: &Arg| !matches!(arg, Arg::Pointer(address) if address % 16 != 0);
+    let wide = c.is_multiple_of(source::WIDE) && args.iter().all(aligned);
+    let (width, ending) = if wide { (source::WIDE, "x8") } else { (1, "") };
+    Ok((width, format!("{kernel}_{}{ending}", source::suffix(dtype)?)))
+}
+
+/// Runs a kernel of `rows.cu` for `n` elements that have nothing to do with their neighbours.
+pub(crate) fn launch_flat(device: &Device, kernel: &str, dtype: DType, n: usize, args: &[Arg]) -> Result<()> {
+    let (width, kernel) = packed(kernel, dtype, n, args)?;
+    launch_common(device, &kernel, Grid::Threads(n / width), args)
+}
+
+/// Runs a kernel of `rows.cu` for each element of a map [rows, c].
+pub(crate) fn launch_rows(
+    device: &Device,
+    kernel: &str,
+    dtype: DType,
+    (rows, c): (usize, usize),
+    args: &[Arg],
+) -> Result<()> {
+    let (width, kernel) = packed(kernel, dtype, c, args)?;
+    let args: Vec<Arg> = args.iter().copied().chain([(c / width).into()]).collect();
+    launch_common(device, &kernel, Grid::Threads(rows * (c / width)), &args)
+}
+
+/// Rows of threads in a block of `lanes` columns of them.
+fn depth(lanes: usize) -> usize {
+    1 << (source::BLOCK / lanes.max(1)).ilog2()
+}
+
+/// Rows per part, and parts, in which blocks sum over the rows of [rows, c].
+pub(crate) fn parts_of_blocks(rows: usize, c: usize) -> (usize, usize) {
+    let cols = if c.is_multiple_of(source::WIDE) { c / source::WIDE } else { c };
+    let lanes = cols.clamp(1, source::BLOCK);
+    let most = rows.div_ceil(depth(lanes) * LEAST_ROWS);
+    let parts = (SUMMING_BLOCKS / cols.div_ceil(lanes).max(1)).clamp(1, most.max(1));
+    let per = rows.div_ceil(parts).max(1);
+    (per, rows.div_ceil(per))
+}
+
+/// Runs a kernel of `rows.cu` that sums over the rows of a map [rows, c] in the parts of [`parts_of_blocks`].
+pub(crate) fn launch_sums(
+    device: &Device,
+    kernel: &str,
+    dtype: DType,
+    (rows, c): (usize, usize),
+    args: &[Arg],
+) -> Result<()> {
+    let (width, kernel) = packed(kernel, dtype, c, args)?;
+    let (per, parts) = parts_of_blocks(rows, c);
+    let cols = c / width;
+    let lanes = cols.clamp(1, source::BLOCK);
+    let sizes = [rows, per, cols, lanes, depth(lanes)].map(Arg::from);
+    let args: Vec<Arg> = args.iter().copied().chain(sizes).collect();
+    launch_common(device, &kernel, Grid::Blocks(parts * cols.div_ceil(lanes)), &args)
+}
+
+/// Runs a kernel that merges the parts of sums for `c` columns.
+pub(crate) fn launch_merge(device: &Device, kernel: &str, c: usize, args: &[Arg]) -> Result<()> {
+    let lanes = c.clamp(1, MERGED_CHANNELS);
+    let sizes = [c, lanes, depth(lanes)].map(Arg::from);
+    let args: Vec<Arg> = args.iter().copied().chain(sizes).collect();
+    launch_common(device, kernel, Grid::Blocks(c.div_ceil(lanes)), &args)
+}
+
+/// Rows per part, and parts, of sums over the rows of [rows, c] by threads that each sum one column.
 pub(crate) fn parts(rows: usize, c: usize) -> (usize, usize) {
     let parts = (SUMMING_THREADS / c.max(1)).clamp(1, rows.max(1));
     let per = rows.div_ceil(parts).max(16);
@@ -120,12 +207,17 @@ pub(crate) fn parts(rows: usize, c: usize) -> (usize, usize) {
 /// The sum of each column of [rows, c], in f32.
 pub(crate) fn column_sums(xs: &Tensor, c: usize) -> Result<Tensor> {
     let (rows, device) = (xs.elem_count() / c.max(1), xs.device());
-    let (per, count) = parts(rows, c);
+    let (_, count) = parts_of_blocks(rows, c);
     let partial = uninitialised((count, c), DType::F32, device)?;
-    let args = [pointer(xs)?, pointer(&partial)?, rows.into(), per.into(), c.into()];
-    launch(device, "column_sums", xs.dtype(), count * c, &args)?;
-    let sums = uninitialised(c, DType::F32, device)?;
-    launch_common(device, "sum_parts", c, &[pointer(&partial)?, pointer(&sums)?, count.into(), c.into()])?;
+    launch_sums(device, "column_sums", xs.dtype(), (rows, c), &[pointer(xs)?, pointer(&partial)?])?;
+    merged(&partial)
+}
+
+/// The sums of the columns of parts [count, c].
+pub(crate) fn merged(partial: &Tensor) -> Result<Tensor> {
+    let (count, c) = partial.dims2()?;
+    let sums = uninitialised(c, DType::F32, partial.device())?;
+    launch_merge(partial.device(), "sum_parts", c, &[pointer(partial)?, pointer(&sums)?, count.into()])?;
     Ok(sums)
 }
 

@@ -1,33 +1,34 @@
 //! The source of the kernels: what all element types share, and the rest once for each type.
 //!
-//! No header of CUDA is included, because a machine that runs the program need not have any; bf16 is handled as bits,
-//! f16 with the two instructions that convert it.
+//! No header of CUDA is included, because a machine that runs the program need not have any; bf16 and f16 are handled
+//! as bits and by the instructions that convert them.
 
 use candle_core::{DType, Result, bail};
 
 const COMMON: &str = include_str!("common.cu");
 const ELEMENTS: &str = include_str!("elements.cu");
+const ROWS: &str = include_str!("rows.cu");
+
+/// Threads of a block.
+pub(super) const BLOCK: usize = 256;
 
 /// CUDA's way to say what the kernels' files leave open.
 const CUDA: &str = r#"
 #define KERNEL extern "C" __global__ void
 #define INLINE static __device__ __forceinline__
-#define INDEX ((long long)blockIdx.x * blockDim.x + threadIdx.x)
+#define INDEX ((int)(blockIdx.x * BLOCK + threadIdx.x))
+#define BLOCK_INDEX ((int)blockIdx.x)
+#define FOR_THREADS(t) for (int t = threadIdx.x, once = 1; once; once = 0)
+#define BARRIER __syncthreads()
+#define SHARED __shared__
+#define UNROLL _Pragma("unroll")
+#define ALIGNED __align__(16)
 INLINE float bits_to_float(unsigned bits) { return __uint_as_float(bits); }
 INLINE unsigned float_to_bits(float x) { return __float_as_uint(x); }
 INLINE float f16_to_float(unsigned short x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x)); return y; }
 INLINE unsigned short float_to_f16(float x) { unsigned short y; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x)); return y; }
+INLINE unsigned short float_to_bf16(float x) { unsigned short y; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x)); return y; }
 "#;
-
-/// bf16 is the upper half of an f32; to nearest, ties to even, NaN stays.
-const BF16: &str = r"
-INLINE float bf16_to_float(unsigned short x) { return bits_to_float((unsigned)x << 16); }
-INLINE unsigned short float_to_bf16(float x) {
-  unsigned bits = float_to_bits(x);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return (unsigned short)((bits >> 16) | 0x40u);
-  return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-";
 
 /// The element types of feature maps on a GPU: their name, how they are stored, and how they are read and rounded.
 const TYPES: [(DType, &str, &str, &str, &str); 3] = [
@@ -36,15 +37,34 @@ const TYPES: [(DType, &str, &str, &str, &str); 3] = [
     (DType::F16, "f16", "unsigned short", "f16_to_float(x)", "float_to_f16(x)"),
 ];
 
+/// Neighbouring channels that a thread of the kernels in `rows.cu` takes: what their names end with, and how packs of
+/// them are aligned.
+const WIDTHS: [(usize, &str, &str); 2] = [(1, "", ""), (WIDE, "x8", "ALIGNED")];
+
+/// The larger of the widths.
+pub(super) const WIDE: usize = 8;
+
 /// All kernels, behind what `language` makes of them.
 fn source(language: &str) -> String {
-    let of_type = |(_, name, stored, load, store): &(DType, &str, &str, &str, &str)| {
-        format!(
-            "#define E {stored}\n#define LOAD(x) {load}\n#define STORE(x) {store}\n#define NAME(name) name##_{name}\n\
-             {ELEMENTS}\n#undef E\n#undef LOAD\n#undef STORE\n#undef NAME\n"
-        )
-    };
-    format!("{language}{BF16}{COMMON}{}", TYPES.iter().map(of_type).collect::<String>())
+    let mut text = format!("#define BLOCK {BLOCK}\n{language}{COMMON}");
+    for (_, name, stored, load, store) in TYPES {
+        let with = |name: &str, also: &str, body: &str| {
+            let undefined: String = also
+                .lines()
+                .filter_map(|line| line.split(' ').nth(1))
+                .map(|m| format!("#undef {m}\n"))
+                .collect();
+            format!("{also}#define NAME(name) name##_{name}\n{body}\n#undef NAME\n{undefined}")
+        };
+        text += &format!("#define E {stored}\n#define LOAD(x) {load}\n#define STORE(x) {store}\n");
+        text += &with(name, "", ELEMENTS);
+        for (width, ending, aligned) in WIDTHS {
+            let also = format!("#define W {width}\n#define PACKED {aligned}\n");
+            text += &with(&format!("{name}{ending}"), &also, ROWS);
+        }
+        text += "#undef E\n#undef LOAD\n#undef STORE\n";
+    }
+    text
 }
 
 /// The kernels for NVRTC.
@@ -63,10 +83,11 @@ pub(super) fn suffix(dtype: DType) -> Result<&'static str> {
 /// The types of a kernel's parameters, as its source has them; `*` for any address.
 #[cfg(test)]
 pub(super) fn parameters(kernel: &str) -> Vec<&'static str> {
-    let of_all = COMMON.split_once(&format!("KERNEL {kernel}("));
     let (base, _) = kernel.rsplit_once('_').unwrap_or((kernel, ""));
-    let (_, behind) = of_all.or_else(|| ELEMENTS.split_once(&format!("KERNEL NAME({base})("))).unwrap();
-    let (list, _) = behind.split_once(')').unwrap();
+    let named = format!("KERNEL NAME({base})(");
+    let behind = COMMON.split_once(&format!("KERNEL {kernel}("));
+    let behind = behind.or_else(|| ELEMENTS.split_once(&named)).or_else(|| ROWS.split_once(&named));
+    let (list, _) = behind.unwrap().1.split_once(')').unwrap();
     let type_of = |parameter: &'static str| match parameter.trim().rsplit_once(' ').unwrap() {
         (_, name) if name.starts_with('*') => "*",
         (of, _) => of,
@@ -77,7 +98,7 @@ pub(super) fn parameters(kernel: &str) -> Vec<&'static str> {
 #[cfg(test)]
 #[expect(unsafe_code, reason = "calls C")]
 pub(super) mod on_cpu {
-    //! The kernels as a C library, run thread by thread.
+    //! The kernels as a C library, run thread by thread, or block by block.
 
     use crate::cuda::Arg;
     use std::ffi::{CString, c_void};
@@ -90,12 +111,24 @@ pub(super) mod on_cpu {
 #define KERNEL void
 #define INLINE static inline
 #define INDEX zoo_index
-static _Thread_local long long zoo_index;
+#define BLOCK_INDEX zoo_index
+#define FOR_THREADS(t) for (int t = 0; t < BLOCK; t++)
+#define BARRIER
+#define SHARED static _Thread_local
+#define UNROLL
+#define ALIGNED __attribute__((aligned(16)))
+static _Thread_local int zoo_index;
 INLINE float bits_to_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
 INLINE unsigned float_to_bits(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 INLINE float f16_to_float(unsigned short x) { (void)x; return NAN; }
 INLINE unsigned short float_to_f16(float x) { (void)x; return 0; }
-void zoo_set_index(long long index) { zoo_index = index; }
+// To nearest, ties to even, NaN stays.
+INLINE unsigned short float_to_bf16(float x) {
+  unsigned bits = float_to_bits(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return (unsigned short)((bits >> 16) | 0x40u);
+  return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+void zoo_set_index(int index) { zoo_index = index; }
 ";
 
     struct Library(*mut c_void);
@@ -113,7 +146,7 @@ void zoo_set_index(long long index) { zoo_index = index; }
             std::fs::write(&source, super::source(C)).unwrap();
             let mut compiler = Command::new("cc");
             compiler.args(["-std=gnu11", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Werror"]);
-            compiler.args(["-Wno-unused-function", "-o"]);
+            compiler.args(["-Wno-unused-function", "-fno-strict-aliasing", "-o"]);
             let done = compiler.arg(&library).arg(&source).arg("-lm").output().unwrap();
             assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
             let name = CString::new(library.to_str().unwrap()).unwrap();
@@ -133,7 +166,7 @@ void zoo_set_index(long long index) { zoo_index = index; }
         address
     }
 
-    /// Runs a kernel for `n` threads.
+    /// Runs a kernel for `n` threads, or blocks where that is what it counts.
     ///
     /// # Safety
     /// The arguments are those of the kernel, and its pointers lead to as many elements as it reads and writes.
@@ -146,7 +179,6 @@ void zoo_set_index(long long index) { zoo_index = index; }
         for arg in args {
             match *arg {
                 Arg::Pointer(address) => words.push(address),
-                Arg::Long(value) => words.push(value as u64),
                 Arg::Int(value) => words.push(value as u64),
                 Arg::Float(value) => floats.push(value),
             }
@@ -184,8 +216,8 @@ void zoo_set_index(long long index) { zoo_index = index; }
         // SAFETY: the symbol is a function of C that takes such arguments, as said above.
         let kernel: Kernel = unsafe { std::mem::transmute(symbol(name)) };
         // SAFETY: `zoo_set_index` takes one integer.
-        let set_index: extern "C" fn(i64) = unsafe { std::mem::transmute(symbol("zoo_set_index")) };
-        for index in 0..n as i64 {
+        let set_index: extern "C" fn(i32) = unsafe { std::mem::transmute(symbol("zoo_set_index")) };
+        for index in 0..n as i32 {
             set_index(index);
             kernel(
                 w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], w[11], w[12], w[13],

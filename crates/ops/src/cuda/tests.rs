@@ -22,13 +22,12 @@ pub(super) fn address(storage: &CpuStorage) -> Result<u64> {
     })
 }
 
-/// As on a GPU, but that a thread after the last one of the kernel runs as well: it must do nothing. C does not mind in
+/// As on a GPU, but that a thread (or a block) after the last one of the kernel runs as well: it must do nothing. C does not mind in
 /// which order numbers and floats come (see `on_cpu::run`), a GPU does.
 #[expect(unsafe_code, reason = "calls C")]
 pub(super) fn launch(kernel: &str, n: usize, args: &[Arg]) -> Result<()> {
     let kinds = args.iter().map(|arg| match arg {
         Arg::Pointer(_) => "*",
-        Arg::Long(_) => "long long",
         Arg::Int(_) => "int",
         Arg::Float(_) => "float",
     });
@@ -101,9 +100,9 @@ fn bf16_is_rounded_as_the_half_crate_rounds() {
     let args = [
         Arg::Pointer(values.as_ptr() as u64),
         Arg::Pointer(rounded.as_mut_ptr() as u64),
-        Arg::Long(1),
-        Arg::Long(1),
-        Arg::Long(values.len() as i64),
+        Arg::Int(1),
+        Arg::Int(1),
+        Arg::Int(values.len() as i32),
     ];
     // SAFETY: the kernel reads and writes as many elements as there are.
     unsafe { on_cpu::run("pack_weight_bf16", values.len(), &args) };

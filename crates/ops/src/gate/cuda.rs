@@ -1,7 +1,7 @@
 //! The gate on a GPU.
 
 use crate::cuda::{
-    Arg, Gradients, Map, Operator, launch, launch_common, parts, pointer, record, times, uninitialised,
+    Arg, Gradients, Map, Operator, launch, merged, parts, pointer, record, times, uninitialised,
 };
 use candle_core::{DType, Result, Tensor};
 
@@ -28,10 +28,7 @@ impl Gate {
         let mut args = vec![pointer(&self.xs)?, pointer(dys)?, pointer(&partial)?];
         args.extend([h * w, per, n * c, c].map(Arg::from));
         launch(device, "image_dots", dys.dtype(), count * n * c, &args)?;
-        let sums = uninitialised((n, 1, 1, c), DType::F32, device)?;
-        let args = [pointer(&partial)?, pointer(&sums)?, count.into(), (n * c).into()];
-        launch_common(device, "sum_parts", n * c, &args)?;
-        sums.to_dtype(dys.dtype())
+        merged(&partial)?.reshape((n, 1, 1, c))?.to_dtype(dys.dtype())
     }
 }
 

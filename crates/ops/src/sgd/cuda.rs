@@ -1,7 +1,7 @@
 //! The steps of all parameters in one launch.
 
 use super::Step;
-use crate::cuda::{Arg, launch_common, pointer};
+use crate::cuda::{Arg, Grid, launch_common, pointer};
 use candle_core::{DType, Result, Tensor, bail};
 
 /// Takes the steps, which share momentum and Nesterov's rule, if all tensors are in f32; says whether it did.
@@ -35,8 +35,7 @@ pub(super) fn steps(all: &[Step<'_>]) -> Result<bool> {
         (constants.momentum as f32).into(),
         i32::from(constants.nesterov).into(),
         all.len().into(),
-        n.into(),
     ];
-    launch_common(device, "sgd", n, &args)?;
+    launch_common(device, "sgd", Grid::Threads(n), &args)?;
     Ok(true)
 }
