@@ -70,7 +70,7 @@ pub use embedding::embedding;
 pub use feature_map::FeatureMap;
 pub use gate::gate;
 pub use inference::Inference;
-pub use loss::{Targets, cross_entropy, mse};
+pub use loss::{Targets, cross_entropy, mse, score};
 pub use lrn::{LocalResponseNorm, local_response_norm};
 pub use max_pool::max_pool2d;
 pub use parallel::{map as parallel_map, set_threads};

@@ -23,6 +23,7 @@ mod ranks;
 mod recipes;
 mod run_dir;
 mod schedule;
+mod scores;
 mod start;
 mod state;
 mod train;

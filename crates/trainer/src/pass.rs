@@ -8,8 +8,8 @@ use zoo_ops::{FeatureMap, Targets, backward, cross_entropy};
 /// What a pass over a batch gives.
 #[derive(Debug)]
 pub struct Pass {
-    /// Mean loss of the logits over the batch, without auxiliary heads.
-    pub loss: f64,
+    /// Mean loss of the logits over the batch, without auxiliary heads: a scalar, where it was computed.
+    pub loss: Tensor,
     /// [n, classes], without the graph behind them.
     pub logits: Tensor,
     /// Gradients of `scale` times the mean loss, to which that of each auxiliary head is added, times its weight.
@@ -31,11 +31,11 @@ pub fn train_pass(
 ) -> Result<Pass> {
     let (logits, heads) = model.forward_auxiliary(xs)?;
     let mut total = cross_entropy(&logits, targets, label_smoothing, None)?;
-    let value = total.to_scalar::<f32>()?;
+    let loss = total.detach();
     for head in &heads {
-        let loss = cross_entropy(&head.logits, targets, label_smoothing, None)?;
-        total = (total + loss.affine(head.loss_weight, 0.0)?)?;
+        let of_head = cross_entropy(&head.logits, targets, label_smoothing, None)?;
+        total = (total + of_head.affine(head.loss_weight, 0.0)?)?;
     }
     let gradients = if scale == 1.0 { backward(&total)? } else { backward(&total.affine(scale, 0.0)?)? };
-    Ok(Pass { loss: f64::from(value), logits: logits.detach(), gradients })
+    Ok(Pass { loss, logits: logits.detach(), gradients })
 }

@@ -6,19 +6,24 @@ use crate::memory::explain;
 use crate::metrics::{Metrics, percent};
 use crate::observer::{EpochRecord, Observer, Outcome, StepInfo};
 use crate::pass::train_pass;
+use crate::scores::{Scores, Sums};
 use crate::state::{Best, EpochSums};
 use crate::{Error, Result, RunDir, TrainConfig, Trainer};
 use candle_core::{Device, Tensor, Var};
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use zoo_data::{Batch, Loader, View};
-use zoo_ops::Targets;
 use zoo_ops::ranks::with_synchronised_batch_norm;
+use zoo_ops::{Targets, score};
 
 /// Skipped images that are named one by one.
 const WARNINGS: usize = 10;
+
+/// Where scores are read late: steps between two readings at most, and how long a reading is put off.
+const UNREAD: usize = 64;
+const READING: Duration = Duration::from_millis(100);
 
 /// A step's line in `metrics.jsonl`.
 #[derive(Serialize)]
@@ -34,12 +39,22 @@ struct Group {
     /// Which step of the epoch it is, counting those without a readable image.
     index: usize,
     gradients: Gradients,
+    /// Images.
     n: usize,
-    top1: u64,
-    /// Sum of the images' losses.
-    loss: f64,
+    scores: Scores,
     /// The batch to go on with afterwards.
     next_batch: usize,
+}
+
+/// A step that was taken.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    /// Counted from 1.
+    step: u64,
+    lr: f64,
+    /// The batch to go on with afterwards.
+    batch: usize,
+    scores: Scores,
 }
 
 /// Whether a part of the run came to its end or was told to stop.
@@ -101,6 +116,7 @@ impl Trainer {
         if group.n > 0 && self.end_step(group, &mut clock, stop, observer)?.is_break() {
             return Ok(Flow::Break(()));
         }
+        self.tell(&mut clock, observer)?;
         self.place.check_in_step(batches, expected)?;
         self.progress.batch = batches;
         warn_of_skipped(&self.train, observer);
@@ -119,12 +135,9 @@ impl Trainer {
             true => with_synchronised_batch_norm(&self.place.ranks, pass)?,
             false => pass()?,
         };
-        let mut metrics = Metrics::default();
-        metrics.update(&pass.logits, batch.main_labels())?;
+        group.scores.add(batch.n, score(&pass.loss, &pass.logits, batch.main_labels())?);
         group.gradients.add(Gradients::take(self.optimizer.parameters(), pass.gradients))?;
         group.n += batch.n;
-        group.top1 += metrics.top1;
-        group.loss += pass.loss * batch.n as f64;
         group.next_batch = batch.number + 1;
         Ok(())
     }
@@ -144,13 +157,14 @@ impl Trainer {
         size.min(self.train.dataset().len() - group * size)
     }
 
-    /// Adds up what the ranks have of a group, and averages the statistics that they keep apart. Says whether one of them
-    /// is to stop.
-    fn sum_over_ranks(&self, group: &mut Group, stop: bool) -> Result<bool> {
+    /// Adds up what the ranks have of a group with these sums, and averages the statistics that they keep apart. Says
+    /// whether one of them is to stop.
+    fn sum_over_ranks(&self, group: &mut Group, sums: &mut Sums, stop: bool) -> Result<bool> {
         let ranks = &self.place.ranks;
-        let numbers = [group.n as f64, group.top1 as f64, group.loss, f64::from(u8::from(stop))];
+        let numbers = [sums.n as f64, sums.top1 as f64, sums.loss, f64::from(u8::from(stop))];
         let numbers = ranks.sum(&Tensor::new(&numbers, &Device::Cpu)?)?.to_vec1::<f64>()?;
-        (group.n, group.top1, group.loss) = (numbers[0] as usize, numbers[1] as u64, numbers[2]);
+        *sums = Sums { n: numbers[0] as usize, top1: numbers[1] as u64, loss: numbers[2] };
+        group.n = sums.n;
         let statistics: Vec<Tensor> = self.averaged.iter().map(Var::as_detached_tensor).collect();
         let sums = group.gradients.sum_over(&**ranks, &statistics)?;
         for (var, sum) in self.averaged.iter().zip(&sums) {
@@ -167,14 +181,17 @@ impl Trainer {
         stop: &AtomicBool,
         observer: &mut dyn Observer,
     ) -> Result<Flow> {
-        let agreed = match self.place.is_shared() {
-            true => Some(self.sum_over_ranks(&mut group, stop.load(Ordering::Relaxed))?),
-            false => None,
-        };
-        let loss = group.loss / group.n as f64;
-        if !loss.is_finite() {
-            let step = self.progress.step;
-            return Err(self.diverged(loss, step + 1, self.schedule.lr(step)));
+        let step = self.progress.step + 1;
+        let lr = self.schedule.lr(step - 1);
+        let mut agreed = None;
+        if !self.reads_late {
+            let read = Scores::read(std::iter::once(&group.scores))?;
+            let mut sums = read.first().copied().unwrap_or_default();
+            if self.place.is_shared() {
+                agreed = Some(self.sum_over_ranks(&mut group, &mut sums, stop.load(Ordering::Relaxed))?);
+            }
+            self.check_finite(sums, step, lr)?;
+            group.scores = Scores::known(sums);
         }
         let planned = self.planned_images(group.index);
         if group.n != planned {
@@ -183,39 +200,64 @@ impl Trainer {
         if self.config.clip_grad > 0.0 {
             group.gradients.clip(self.config.clip_grad)?;
         }
-        let lr = self.schedule.lr(self.progress.step);
         self.optimizer.step(&group.gradients, lr)?;
         drop(group.gradients);
 
-        let progress = &mut self.progress;
-        progress.step += 1;
-        progress.batch = group.next_batch;
-        progress.lr = lr;
+        self.progress.step = step;
+        self.progress.batch = group.next_batch;
+        self.progress.lr = lr;
         if let Some(averaged) = &self.averaged_weights {
-            averaged.update(progress.step)?;
+            averaged.update(step)?;
         }
-        let seconds = clock.elapsed().as_secs_f64();
-        let sums = &mut progress.sums;
-        sums.n += group.n as u64;
-        sums.top1 += group.top1;
-        sums.loss += group.loss;
-        sums.seconds += seconds;
-        progress.elapsed_s += seconds;
-        if self.config.log_every > 0 && progress.step.is_multiple_of(self.config.log_every as u64) {
-            self.log.append(&StepRecord { step: progress.step, lr, loss })?;
-        }
-        observer.step(&self.step_info(loss));
+        self.unread.push(Taken { step, lr, batch: group.next_batch, scores: group.scores });
         self.warn_of_idle_dropout(observer);
-        if self.saves.due(self.progress.step) {
-            self.save_state(observer)?;
+        let save = self.saves.due(step);
+        let due = !self.reads_late || self.unread.len() >= UNREAD || clock.elapsed() >= READING;
+        if due || save || stop.load(Ordering::Relaxed) {
+            self.tell(clock, observer)?;
         }
-        *clock = Instant::now();
+        if save {
+            self.save_state(observer)?;
+            *clock = Instant::now();
+        }
         // Of several ranks none may stop alone; a single one heeds what its observer has just decided.
         let stop = agreed.unwrap_or_else(|| stop.load(Ordering::Relaxed));
+        if stop {
+            self.tell(clock, observer)?;
+        }
         Ok(if stop { Flow::Break(()) } else { Flow::Continue(()) })
     }
 
-    fn step_info(&self, loss: f64) -> StepInfo {
+    /// Tells of the steps since the last time, which took the time since then.
+    fn tell(&mut self, clock: &mut Instant, observer: &mut dyn Observer) -> Result<()> {
+        let unread = std::mem::take(&mut self.unread);
+        let all = Scores::read(unread.iter().map(|taken| &taken.scores))?;
+        let seconds = clock.elapsed().as_secs_f64() / unread.len().max(1) as f64;
+        for (Taken { step, lr, batch, .. }, sums) in unread.into_iter().zip(all) {
+            self.check_finite(sums, step, lr)?;
+            let loss = sums.loss / sums.n as f64;
+            let progress = &mut self.progress;
+            progress.sums.n += sums.n as u64;
+            progress.sums.top1 += sums.top1;
+            progress.sums.loss += sums.loss;
+            progress.sums.seconds += seconds;
+            progress.elapsed_s += seconds;
+            if self.config.log_every > 0 && step.is_multiple_of(self.config.log_every as u64) {
+                self.log.append(&StepRecord { step, lr, loss })?;
+            }
+            observer.step(&StepInfo { step, lr, batch, loss, ..self.step_info() });
+        }
+        *clock = Instant::now();
+        Ok(())
+    }
+
+    fn check_finite(&self, sums: Sums, step: u64, lr: f64) -> Result<()> {
+        let loss = sums.loss / sums.n as f64;
+        if loss.is_finite() { Ok(()) } else { Err(self.diverged(loss, step, lr)) }
+    }
+
+    /// Where the run stands; the loss of its last step is left out.
+    fn step_info(&self) -> StepInfo {
         let progress = &self.progress;
         let EpochSums { n, top1, loss: sum, seconds } = progress.sums;
         StepInfo {
@@ -225,7 +267,7 @@ impl Trainer {
             step: progress.step,
             total_steps: self.schedule.total_steps,
             lr: progress.lr,
-            loss,
+            loss: 0.0,
             train_loss: sum / n.max(1) as f64,
             train_top1: percent(top1, n),
             images_per_second: n as f64 / seconds.max(1e-9),
@@ -240,7 +282,7 @@ impl Trainer {
         if !report.loss.is_finite() {
             return Err(self.diverged(report.loss, self.progress.step, self.progress.lr));
         }
-        let StepInfo { train_loss, train_top1, images_per_second, .. } = self.step_info(0.0);
+        let StepInfo { train_loss, train_top1, images_per_second, .. } = self.step_info();
         let progress = &mut self.progress;
         progress.elapsed_s += start.elapsed().as_secs_f64();
         progress.epoch += 1;
@@ -326,5 +368,75 @@ fn warn_of_skipped(loader: &Loader, observer: &mut dyn Observer) {
     }
     if warnings.len() > WARNINGS {
         observer.warning(&format!("skipped {} more images", warnings.len() - WARNINGS));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TrainData;
+
+    /// Hears of steps, and may stop the run when it hears of the first one.
+    #[derive(Default)]
+    struct Heard<'s> {
+        steps: Vec<StepInfo>,
+        stop: Option<&'s AtomicBool>,
+    }
+
+    impl Observer for Heard<'_> {
+        fn step(&mut self, step: &StepInfo) {
+            self.steps.push(StepInfo { images_per_second: 0.0, ..step.clone() });
+            if let Some(stop) = self.stop {
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What became of a run of 2 epochs of 25 steps of two passes each: the steps that its observer heard of, its log
+    /// without times, its weights, and where it stopped.
+    fn run(reads_late: bool, stops: bool) -> (Vec<StepInfo>, String, Vec<Vec<f32>>, Option<u64>) {
+        let flags = toml::toml! {
+            model = "softmax"
+            dataset = "shapes"
+            epochs = 2
+            limit_train = 200
+            limit_test = 20
+            batch_size = 4
+            grad_accum = 2
+            log_every = 5
+            save_every = 17
+        };
+        let config = TrainConfig::resolve(None, &flags).unwrap();
+        let data = TrainData::open(&config).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::create(&folder.path().join("run")).unwrap();
+        let mut trainer = Trainer::new(config, &data, dir, &Device::Cpu).unwrap();
+        trainer.reads_late = reads_late;
+        let stop = AtomicBool::new(false);
+        let mut heard = Heard { steps: Vec::new(), stop: stops.then_some(&stop) };
+        let stopped = match trainer.run(&stop, &mut heard).unwrap() {
+            Outcome::Interrupted { step, .. } => Some(step),
+            Outcome::Finished(_) => None,
+        };
+        let log = std::fs::read_to_string(folder.path().join("run").join("metrics.jsonl")).unwrap();
+        let timeless = |line: &str| -> String {
+            let timed = |part: &&str| !part.contains("images_per_second") && !part.contains("elapsed_s");
+            line.split(',').filter(timed).collect::<Vec<_>>().join(",")
+        };
+        let log = log.lines().map(timeless).collect::<Vec<_>>().join("\n");
+        let weights = trainer.params.all();
+        let weights = weights.iter().map(|(_, var)| var.flatten_all().unwrap().to_vec1().unwrap()).collect();
+        (heard.steps, log, weights, stopped)
+    }
+
+    #[test]
+    fn scores_that_are_read_late_are_the_same() {
+        let now = run(false, false);
+        assert_eq!(now.0.len(), 50);
+        assert_eq!(run(true, false), now);
+        // Who is told of steps later stops the run later, and has then been told of all.
+        assert_eq!(run(false, true).3, Some(1));
+        let (steps, _, _, stopped) = run(true, true);
+        assert!(stopped.is_some_and(|step| step > 1 && step == steps.len() as u64), "{stopped:?}");
     }
 }

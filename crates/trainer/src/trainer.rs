@@ -13,6 +13,7 @@ use crate::run_dir::MetricsLog;
 use crate::schedule::Schedule;
 use crate::start::Start;
 use crate::state::{self, Progress};
+use crate::train::Taken;
 use crate::{Error, Result, RunDir, TrainConfig};
 use candle_core::{Tensor, Var};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +57,10 @@ pub struct Trainer {
     pub(crate) progress: Progress,
     pub(crate) log: MetricsLog,
     pub(crate) saves: SaveClock,
+    /// Steps whose scores have not been read yet.
+    pub(crate) unread: Vec<Taken>,
+    /// Whether scores are read now and then only, and not before the step that they are of.
+    pub(crate) reads_late: bool,
     /// Images to evaluate on, over all ranks.
     pub(crate) val_images: usize,
     /// Running statistics that the ranks average after each step.
@@ -218,6 +223,8 @@ impl Trainer {
         let progress = Progress { train_images: data.train.len(), ranks, ..Progress::default() };
         let log = if place.is_first() { MetricsLog::open(&dir)? } else { MetricsLog::default() };
         let saves = SaveClock::new(config.save_every as u64);
+        // Ranks tell one another of each step.
+        let reads_late = place.device.is_cuda() && !place.is_shared();
         Ok(Self {
             config,
             dir,
@@ -234,6 +241,8 @@ impl Trainer {
             progress,
             log,
             saves,
+            unread: Vec::new(),
+            reads_late,
             val_images: data.val.len(),
             averaged,
             frozen,

@@ -161,6 +161,84 @@ KERNEL merge_gradient_sums(const float *sums, const float *dots, const float *in
   }
 }
 
+// The factors q of the terms of a cross-entropy, [n / classes, classes].
+KERNEL loss_terms(const unsigned *labels, float *terms, float of_label, float of_each, int classes, int n) {
+  int i = INDEX;
+  if (i < n) terms[i] = (int)labels[i / classes] == i % classes ? of_label : of_each;
+}
+
+// Of each row of logits its largest, the sum of exponentials of the differences to it, and the sum of its factors q, with
+// its loss Σ q · (log sum - x).
+KERNEL nll_rows(const float *xs, const float *qs, float *rows, float *losses, int classes, int n) {
+  SHARED double sums[BLOCK], totals[BLOCK], dots[BLOCK];
+  SHARED float most[BLOCK];
+  const int lanes = 1, depth = BLOCK;
+  int row = BLOCK_INDEX;
+  if (row >= n) return;
+  xs += (long long)row * classes;
+  qs += (long long)row * classes;
+  FOR_THREADS(t) {
+    most[t] = xs[0];
+    for (int c = t; c < classes; c += BLOCK) most[t] = xs[c] > most[t] ? xs[c] : most[t];
+  }
+  for (int half = BLOCK / 2; half > 0; half /= 2) {
+    BARRIER;
+    FOR_THREADS(t) {
+      if (t < half && most[t + half] > most[t]) most[t] = most[t + half];
+    }
+  }
+  BARRIER;
+  FOR_THREADS(t) {
+    double sum = 0.0, total = 0.0, dot = 0.0;
+    for (int c = t; c < classes; c += BLOCK) {
+      sum += expf(xs[c] - most[0]);
+      total += qs[c];
+      dot += (double)qs[c] * xs[c];
+    }
+    sums[t] = sum;
+    totals[t] = total;
+    dots[t] = dot;
+  }
+  ADD_UP(sums);
+  ADD_UP(totals);
+  ADD_UP(dots);
+  FOR_THREADS(t) {
+    if (t == 0) {
+      rows[3 * row] = most[0];
+      rows[3 * row + 1] = (float)sums[0];
+      rows[3 * row + 2] = (float)totals[0];
+      losses[row] = (float)(totals[0] * (most[0] + log(sums[0])) - dots[0]);
+    }
+  }
+}
+
+KERNEL nll_gradient(const float *xs, const float *qs, const float *rows, const float *dy, float *dxs, int classes,
+                    int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  const float *row = rows + 3 * (i / classes);
+  dxs[i] = *dy * (expf(xs[i] - row[0]) / row[1] * row[2] - qs[i]);
+}
+
+// 1 for each row of logits that has no NaN and whose label's logit is the highest and the first of equal ones, else 0.
+KERNEL hit_rows(const float *xs, const unsigned *labels, float *hits, int classes, int n) {
+  SHARED float beaten[BLOCK];
+  const int lanes = 1, depth = BLOCK;
+  int row = BLOCK_INDEX;
+  if (row >= n) return;
+  xs += (long long)row * classes;
+  FOR_THREADS(t) {
+    int label = (int)labels[row];
+    beaten[t] = 0.0f;
+    for (int c = t; c < classes; c += BLOCK)
+      if (xs[c] != xs[c] || xs[c] > xs[label] || (xs[c] == xs[label] && c < label)) beaten[t] = 1.0f;
+  }
+  ADD_UP(beaten);
+  FOR_THREADS(t) {
+    if (t == 0) hits[row] = beaten[0] == 0.0f ? 1.0f : 0.0f;
+  }
+}
+
 // torch.optim.SGD's step on many tensors. Of each there are the addresses of parameter, velocity and gradient, where it
 // starts in the count of all elements (and where the last one ends), its learning rate and its weight decay.
 KERNEL sgd(const unsigned long long *addresses, const long long *starts, const float *rates, float momentum,

@@ -71,8 +71,12 @@ impl Map {
         if !self.handle.track_op() {
             return self.values.reshape(self.dims);
         }
-        self.handle
-            .apply_op1(Exit { values: self.values.reshape(self.dims)?, gradient: self.gradient.clone() })
+        let sum = self.gradient.clone();
+        computed(&self.handle, self.values.reshape(self.dims)?, move |handle, gradient| {
+            // A copy, because what comes next adds to it or overwrites it.
+            accumulate(&sum, gradient.detach().contiguous()?.copy()?)?;
+            of_handle(handle)
+        })
     }
 }
 
@@ -155,22 +159,31 @@ impl<O: Operator> Node<O> {
     }
 }
 
-/// From a map to candle's graph.
-struct Exit {
+/// What has been computed from `xs`, in candle's graph. `backward` is given `xs` and the gradient of `values`, and gives
+/// that of `xs`.
+pub(crate) fn computed(
+    xs: &Tensor,
     values: Tensor,
-    gradient: Gradient,
+    backward: impl Fn(&Tensor, &Tensor) -> Result<Option<Tensor>> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    xs.apply_op1(Computed { values, backward })
 }
 
-impl CustomOp1 for Exit {
+struct Computed<F> {
+    values: Tensor,
+    backward: F,
+}
+
+impl<F: Fn(&Tensor, &Tensor) -> Result<Option<Tensor>> + Send + Sync> CustomOp1 for Computed<F> {
     fn name(&self) -> &'static str {
-        "exit"
+        "computed"
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let (storage, layout) = self.values.storage_and_layout();
         match &*storage {
             Storage::Cpu(values) => Ok((values.clone(), layout.shape().clone())),
-            _ => bail!("a handle on another device than its map"),
+            _ => bail!("what was computed is on another device"),
         }
     }
 
@@ -179,13 +192,11 @@ impl CustomOp1 for Exit {
         let (storage, layout) = self.values.storage_and_layout();
         match &*storage {
             Storage::Cuda(values) => Ok((values.try_clone(layout)?, layout.shape().clone())),
-            _ => bail!("a handle on another device than its map"),
+            _ => bail!("what was computed is on another device"),
         }
     }
 
-    fn bwd(&self, handle: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        // A copy, because what comes next adds to it or overwrites it.
-        accumulate(&self.gradient, gradient.detach().contiguous()?.copy()?)?;
-        of_handle(handle)
+    fn bwd(&self, xs: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        (self.backward)(xs, gradient)
     }
 }

@@ -18,7 +18,7 @@ mod tests;
 
 #[cfg(feature = "cuda")]
 pub use device::{open, total_memory};
-pub(crate) use graph::{Gradients, Map, Operator, record};
+pub(crate) use graph::{Gradients, Map, Operator, computed, record};
 #[cfg(feature = "nccl")]
 pub use nccl::{Nccl, NcclId};
 

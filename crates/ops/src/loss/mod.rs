@@ -1,6 +1,8 @@
 //! Losses on logits [n, classes].
 
 mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 
 use crate::dispatch::{Path, path};
 use candle_core::{D, DType, Result, Tensor, bail};
@@ -29,8 +31,10 @@ pub fn cross_entropy(
     class_weights: Option<&Tensor>,
 ) -> Result<Tensor> {
     let weights = term_weights(logits, targets, label_smoothing, class_weights)?;
-    match path(logits.device(), logits.dtype()) {
-        Path::Cpu if logits.dtype() == DType::F32 => cpu::weighted_nll(logits, &weights),
+    match (path(logits.device(), logits.dtype()), logits.dtype()) {
+        (Path::Cpu, DType::F32) => cpu::weighted_nll(logits, &weights),
+        #[cfg(any(test, feature = "cuda"))]
+        (Path::Cuda, DType::F32) => cuda::weighted_nll(logits, &weights),
         _ => {
             let log_p = candle_nn::ops::log_softmax(logits, D::Minus1)?;
             (log_p * weights)?.sum_all()?.neg()
@@ -53,14 +57,13 @@ fn term_weights(
     let distribution = match targets {
         Targets::Classes(labels) => {
             let labels = labels.to_dtype(DType::U32)?.to_vec1::<u32>()?;
-            if labels.len() != n {
-                bail!("cross_entropy: {} labels for {n} rows of logits", labels.len());
+            check_labels(&labels, (n, classes))?;
+            #[cfg(any(test, feature = "cuda"))]
+            if class_weights.is_none() && (path(device, dtype), dtype) == (Path::Cuda, DType::F32) {
+                return cuda::terms(&labels, classes, label_smoothing, device);
             }
             let mut hot = vec![0f32; n * classes];
             for (row, &label) in labels.iter().enumerate() {
-                if label as usize >= classes {
-                    bail!("cross_entropy: label {label} of row {row} with {classes} classes");
-                }
                 hot[row * classes + label as usize] = 1.0;
             }
             Tensor::from_vec(hot, (n, classes), device)?.to_dtype(dtype)?
@@ -88,6 +91,42 @@ fn term_weights(
     }
 }
 
+fn check_labels(labels: &[u32], (n, classes): (usize, usize)) -> Result<()> {
+    if labels.len() != n {
+        bail!("cross_entropy: {} labels for {n} rows of logits", labels.len());
+    }
+    match labels.iter().position(|&label| label as usize >= classes) {
+        Some(row) => bail!("cross_entropy: label {} of row {row} with {classes} classes", labels[row]),
+        None => Ok(()),
+    }
+}
+
+/// A loss and the number of hits among `logits` [n, classes], as a tensor [2] in f32 on their device: on a GPU nothing
+/// waits for them. A row is a hit if its highest logit is that of its label; of equal logits that of the lower class
+/// counts as higher, and a row with a NaN is none.
+///
+/// # Errors
+/// If shapes do not fit or a label is out of range.
+pub fn score(loss: &Tensor, logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
+    let (n, classes) = logits.dims2()?;
+    check_labels(labels, (n, classes))?;
+    let (loss, logits) = (loss.to_dtype(DType::F32)?, logits.to_dtype(DType::F32)?);
+    #[cfg(any(test, feature = "cuda"))]
+    if path(logits.device(), DType::F32) == Path::Cuda {
+        return cuda::score(&loss, &logits, labels);
+    }
+    let values = logits.flatten_all()?.to_vec1::<f32>()?;
+    let hit = |&(row, &label): &(&[f32], &u32)| {
+        let target = row[label as usize];
+        let beaten = row.iter().enumerate().any(|(class, &logit)| {
+            logit.is_nan() || logit > target || (logit == target && class < label as usize)
+        });
+        !beaten
+    };
+    let hits = values.chunks_exact(classes.max(1)).zip(labels).filter(hit).count();
+    Tensor::new(&[loss.to_scalar::<f32>()?, hits as f32], logits.device())
+}
+
 /// Mean squared error over all elements.
 ///
 /// # Errors
@@ -97,4 +136,44 @@ pub fn mse(xs: &Tensor, targets: &Tensor) -> Result<Tensor> {
         bail!("mse: predictions of shape {:?} and targets of shape {:?}", xs.dims(), targets.dims());
     }
     (xs - targets.detach())?.sqr()?.mean_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::with_gpu_on_cpu;
+    use candle_core::Device;
+
+    #[test]
+    fn hits_are_counted_alike_everywhere() -> Result<()> {
+        let (n, classes) = (40, 300);
+        // Few values, so that many are equal.
+        let values: Vec<f32> = (0..n * classes).map(|i| (i * 7919 % 1013 % 40) as f32).collect();
+        let mut rows: Vec<&[f32]> = values.chunks_exact(classes).collect();
+        let all_nan = vec![f32::NAN; classes];
+        rows[3] = &all_nan;
+        let highest = |row: &&[f32]| {
+            let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            row.iter().position(|&x| x == most).unwrap_or(0) as u32
+        };
+        let right: Vec<u32> = rows.iter().map(highest).collect();
+        let logits = Tensor::new(rows.concat(), &Device::Cpu)?.reshape((n, classes))?;
+        let loss = Tensor::new(0.25f32, &Device::Cpu)?;
+        let scores = |labels: &[u32]| -> Result<[Vec<f32>; 2]> {
+            let own = score(&loss, &logits, labels)?.to_vec1()?;
+            Ok([own, with_gpu_on_cpu(|| score(&loss, &logits, labels))?.to_vec1()?])
+        };
+        assert_eq!(scores(&right)?, [[0.25, 39.0], [0.25, 39.0]]);
+        // Where another class of the same logit comes first, it is no hit.
+        let last = |row: &&[f32]| {
+            let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            row.iter().rposition(|&x| x == most).unwrap_or(0) as u32
+        };
+        let later: Vec<u32> = rows.iter().map(last).collect();
+        let alone = later.iter().zip(&right).filter(|(a, b)| a == b).count() - 1;
+        assert!(alone < 39);
+        assert_eq!(scores(&later)?, [[0.25, alone as f32], [0.25, alone as f32]]);
+        assert!(score(&loss, &logits, &[300; 40]).is_err() && score(&loss, &logits, &[0; 39]).is_err());
+        Ok(())
+    }
 }
