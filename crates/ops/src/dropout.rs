@@ -45,8 +45,7 @@ fn masked(
     let apply = train && p > 0.0;
     #[cfg(any(test, feature = "cuda"))]
     if apply && let Some(xs) = xs.gpu()? {
-        let mask = noise.keep_mask(shape, 1.0 - p, xs.values().device())?.to_dtype(xs.values().dtype())?;
-        return Ok(FeatureMap::on_gpu(on_gpu::masked(&xs, mask)?));
+        return Ok(FeatureMap::on_gpu(on_gpu::masked(&xs, shape, &noise.draw(shape, 1.0 - p))?));
     }
     match xs.view()? {
         View::Traced(t) => Ok(FeatureMap::traced_step(t, t.dims, Step::new(kind))),
@@ -64,15 +63,39 @@ fn masked(
 
 #[cfg(any(test, feature = "cuda"))]
 mod on_gpu {
-    use crate::cuda::{Gradients, Map, Operator, record, times};
+    use crate::cuda::{Arg, Gradients, Map, Operator, launch, pointer, record, times, uninitialised};
+    use crate::rng::Draw;
     use candle_core::{Result, Tensor};
 
+    /// Words of a block of ChaCha.
+    const WORDS: u128 = 16;
+
     /// With one factor for each element or for each image.
-    pub(super) fn masked(xs: &Map, mask: Tensor) -> Result<Map> {
+    pub(super) fn masked(xs: &Map, shape: &[usize], draw: &Draw) -> Result<Map> {
         let values = xs.values();
+        let mask = mask(values, shape, draw)?;
         let per_value = values.elem_count() / mask.elem_count().max(1);
         let ys = times(values, &mask, (per_value, 1))?;
         record(&[xs], &[], ys, || Mask { mask, per_value })
+    }
+
+    /// In the element type of a map, drawn where the map is: a thread for each block of ChaCha.
+    pub(super) fn mask(like: &Tensor, shape: &[usize], draw: &Draw) -> Result<Tensor> {
+        let mask = uninitialised(shape, like.dtype(), like.device())?;
+        let Draw { key, first_word, threshold, scale } = draw;
+        let words = |bytes: &[u8]| -> Vec<Arg> {
+            bytes.as_chunks::<4>().0.iter().map(|&word| i32::from_le_bytes(word).into()).collect()
+        };
+        let (block, skipped) = (first_word / WORDS, (first_word % WORDS) as usize);
+        let mut args = vec![pointer(&mask)?];
+        // The last two words of the key are zeros, and so is the upper half of the block's number.
+        args.extend(words(&key[..24]));
+        args.extend(words(&(block as u64).to_le_bytes()));
+        args.extend([Arg::from(skipped), (*threshold as u32 as i32).into(), (*scale).into()]);
+        args.push(mask.elem_count().into());
+        let blocks = (skipped + mask.elem_count()).div_ceil(WORDS as usize);
+        launch(like.device(), "keep_mask", like.dtype(), blocks, &args)?;
+        Ok(mask)
     }
 
     struct Mask {
@@ -134,5 +157,34 @@ impl Kernel for Mask {
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         self.multiply(call.gradient);
         Ok((vec![Some(std::mem::take(call.gradient))], Vec::new()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Tensor};
+
+    /// What a GPU draws, here on the CPU, is what the CPU draws.
+    #[test]
+    fn a_gpu_draws_the_same_masks() -> Result<()> {
+        for dtype in [DType::F32, DType::BF16] {
+            for (first, shape, p) in
+                [(0, vec![3, 5, 1, 7], 0.5), (5, vec![2, 1, 1, 3], 0.1), (1 << 33, vec![9, 1, 1, 1], 0.9)]
+            {
+                let noise = || {
+                    let noise = Noise::new(1 << 40 | 3);
+                    noise.set_calls(1 << 35 | 11);
+                    noise.set_first_image(first);
+                    noise
+                };
+                let like = Tensor::zeros(1, dtype, &Device::Cpu)?;
+                let drawn = on_gpu::mask(&like, &shape, &noise().draw(&shape, 1.0 - p))?;
+                let expected = noise().keep_mask(&shape, 1.0 - p, &Device::Cpu)?.to_dtype(dtype)?;
+                let values = |mask: &Tensor| mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+                assert_eq!(values(&drawn)?, values(&expected)?, "{dtype:?} {first} {shape:?}");
+            }
+        }
+        Ok(())
     }
 }

@@ -14,6 +14,10 @@ pub use rand_chacha::ChaCha8Rng;
 /// The generator for one purpose (`"order"`, `"init layer1.0.conv1.weight"`, …) and one index (an epoch, an
 /// image, a call) of a run with the given seed. Streams with different arguments are independent.
 pub fn stream(seed: u64, purpose: &str, index: u64) -> ChaCha8Rng {
+    ChaCha8Rng::from_seed(key(seed, purpose, index))
+}
+
+fn key(seed: u64, purpose: &str, index: u64) -> [u8; 32] {
     // FNV-1a spells the purpose into the key; ChaCha itself does the mixing.
     let hash = purpose
         .bytes()
@@ -22,7 +26,7 @@ pub fn stream(seed: u64, purpose: &str, index: u64) -> ChaCha8Rng {
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&hash.to_le_bytes());
     key[16..24].copy_from_slice(&index.to_le_bytes());
-    ChaCha8Rng::from_seed(key)
+    key
 }
 
 /// The source of dropout and drop-path masks of one model: a seed and a count of the masks drawn so far.
@@ -60,17 +64,35 @@ impl Noise {
 
     /// A tensor of `shape`, of which the first dimension is that of the images, in f32 whose elements are `1 / keep` with probability `keep` and 0 otherwise.
     pub fn keep_mask(&self, shape: &[usize], keep: f64, device: &Device) -> Result<Tensor> {
-        let mut rng = stream(self.seed, "dropout", self.calls.fetch_add(1, Ordering::SeqCst));
-        let of_image: usize = shape.iter().skip(1).product();
-        // An element takes a word.
-        rng.set_word_pos(u128::from(self.first_image.load(Ordering::SeqCst)) * of_image as u128);
-        let threshold = (keep * 2f64.powi(32)) as u64;
-        let scale = (1.0 / keep) as f32;
+        let Draw { key, first_word, threshold, scale } = self.draw(shape, keep);
+        let mut rng = ChaCha8Rng::from_seed(key);
+        rng.set_word_pos(first_word);
         let n = shape.iter().product();
         let mask: Vec<f32> =
             (0..n).map(|_| if u64::from(rng.random::<u32>()) < threshold { scale } else { 0.0 }).collect();
         Tensor::from_vec(mask, shape, device)
     }
+
+    /// What decides the next mask of that shape.
+    pub(crate) fn draw(&self, shape: &[usize], keep: f64) -> Draw {
+        let of_image: usize = shape.iter().skip(1).product();
+        let first_image = self.first_image.load(Ordering::SeqCst);
+        Draw {
+            key: key(self.seed, "dropout", self.calls.fetch_add(1, Ordering::SeqCst)),
+            first_word: u128::from(first_image) * of_image as u128,
+            threshold: (keep * 2f64.powi(32)) as u64,
+            scale: (1.0 / keep) as f32,
+        }
+    }
+}
+
+/// A mask. Element i is kept if word `first_word + i` of the stream is below the threshold, and is then `scale`.
+pub(crate) struct Draw {
+    /// Of ChaCha8.
+    pub(crate) key: [u8; 32],
+    pub(crate) first_word: u128,
+    pub(crate) threshold: u64,
+    pub(crate) scale: f32,
 }
 
 #[cfg(test)]

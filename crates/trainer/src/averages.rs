@@ -1,6 +1,7 @@
 //! Averages of the weights over the steps of a run.
 
 use candle_core::{Result, Tensor, Var, bail};
+use zoo_ops::sgd::average_into;
 
 /// How the weights of a run are averaged.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,11 +68,8 @@ impl AveragedWeights {
 
     /// Keeps `decay` of each average; the rest comes from its variable.
     fn take_in(&self, decay: f64) -> Result<()> {
-        for (_, var, average) in &self.averages {
-            let kept = average.as_detached_tensor().affine(decay, 0.0)?;
-            average.set(&(kept + var.as_detached_tensor().affine(1.0 - decay, 0.0)?)?)?;
-        }
-        Ok(())
+        let pairs: Vec<(&Var, &Var)> = self.averages.iter().map(|(_, var, average)| (average, var)).collect();
+        average_into(&pairs, decay)
     }
 
     /// Gives the variables the values of their averages.

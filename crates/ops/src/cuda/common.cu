@@ -239,20 +239,35 @@ KERNEL hit_rows(const float *xs, const unsigned *labels, float *hits, int classe
   }
 }
 
-// torch.optim.SGD's step on many tensors. Of each there are the addresses of parameter, velocity and gradient, where it
-// starts in the count of all elements (and where the last one ends), its learning rate and its weight decay.
-KERNEL sgd(const unsigned long long *addresses, const long long *starts, const float *rates, float momentum,
-           int nesterov, int tensors, int n) {
-  int i = INDEX;
-  if (i >= n) return;
-  int low = 0, high = tensors;
+// Which of `groups` the element i is of, by where they start in the count of all.
+INLINE int group_of(const long long *starts, int groups, int i) {
+  int low = 0, high = groups;
   while (high - low > 1) {
     int middle = (low + high) / 2;
     if (starts[middle] <= i) low = middle; else high = middle;
   }
-  int at = i - starts[low];
-  float *p = (float *)addresses[3 * low] + at, *v = (float *)addresses[3 * low + 1] + at;
-  float g = ((const float *)addresses[3 * low + 2])[at] + rates[2 * low + 1] * *p;
+  return low;
+}
+
+// torch.optim.SGD's step on many tensors. Of each there are the addresses of parameter, velocity and gradient, where it
+// starts in the count of all elements (and where the last one ends), its learning rate and its weight decay.
+KERNEL sgd(const unsigned long long *addresses, const long long *starts, const float *rates, float momentum,
+           int nesterov, int groups, int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  int group = group_of(starts, groups, i), at = i - (int)starts[group];
+  float *p = (float *)addresses[3 * group] + at, *v = (float *)addresses[3 * group + 1] + at;
+  float g = ((const float *)addresses[3 * group + 2])[at] + rates[2 * group + 1] * *p;
   *v = momentum * *v + g;
-  *p -= rates[2 * low] * (nesterov ? g + momentum * *v : *v);
+  *p -= rates[2 * group] * (nesterov ? g + momentum * *v : *v);
+}
+
+// Of each of many tensors there are the addresses of its average and its own.
+KERNEL average(const unsigned long long *addresses, const long long *starts, float kept, float taken, int groups,
+               int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  int group = group_of(starts, groups, i), at = i - (int)starts[group];
+  float *a = (float *)addresses[2 * group] + at;
+  *a = kept * *a + taken * ((const float *)addresses[2 * group + 1])[at];
 }

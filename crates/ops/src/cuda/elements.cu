@@ -7,6 +7,34 @@ KERNEL NAME(from_bytes)(const unsigned char *bytes, const float *tables, E *xs, 
   if (i < n) xs[i] = STORE(tables[i % c * 256 + bytes[i]]);
 }
 
+// Of words of a stream of ChaCha8 (Bernstein 2008) whose key is k0 to k5 and two zeros, the first being word `skipped` of
+// block (high, low), those below the threshold as `scale`, the others as 0.
+#define QUARTER(a, b, c, d)                              \
+  x[a] += x[b]; x[d] ^= x[a]; x[d] = x[d] << 16 | x[d] >> 16; \
+  x[c] += x[d]; x[b] ^= x[c]; x[b] = x[b] << 12 | x[b] >> 20; \
+  x[a] += x[b]; x[d] ^= x[a]; x[d] = x[d] << 8 | x[d] >> 24;  \
+  x[c] += x[d]; x[b] ^= x[c]; x[b] = x[b] << 7 | x[b] >> 25;
+KERNEL NAME(keep_mask)(E *mask, int k0, int k1, int k2, int k3, int k4, int k5, int low, int high, int skipped,
+                       int threshold, float scale, int count, int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  unsigned long long block = ((unsigned long long)(unsigned)high << 32 | (unsigned)low) + i;
+  unsigned start[16] = {0x61707865u, 0x3320646eu, 0x79622d32u, 0x6b206574u, (unsigned)k0, (unsigned)k1,
+                        (unsigned)k2, (unsigned)k3, (unsigned)k4, (unsigned)k5, 0u, 0u, (unsigned)block,
+                        (unsigned)(block >> 32), 0u, 0u};
+  unsigned x[16];
+  UNROLL for (int w = 0; w < 16; w++) x[w] = start[w];
+  UNROLL for (int round = 0; round < 4; round++) {
+    QUARTER(0, 4, 8, 12) QUARTER(1, 5, 9, 13) QUARTER(2, 6, 10, 14) QUARTER(3, 7, 11, 15)
+    QUARTER(0, 5, 10, 15) QUARTER(1, 6, 11, 12) QUARTER(2, 7, 8, 13) QUARTER(3, 4, 9, 14)
+  }
+  UNROLL for (int w = 0; w < 16; w++) {
+    int at = i * 16 + w - skipped;
+    if (at >= 0 && at < count) mask[at] = STORE(x[w] + start[w] < (unsigned)threshold ? scale : 0.0f);
+  }
+}
+#undef QUARTER
+
 // Weights [o, i, taps] in f32 as [o, taps, i].
 KERNEL NAME(pack_weight)(const float *weight, E *packed, int c_in, int taps, int n) {
   int i = INDEX;

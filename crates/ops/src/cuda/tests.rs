@@ -170,7 +170,7 @@ fn nvrtc_compiles_the_kernels() {
 }
 
 #[test]
-fn one_launch_steps_every_parameter() {
+fn one_launch_steps_every_parameter_and_one_averages_all() {
     let shapes: [&[usize]; 3] = [&[3, 5], &[1], &[2, 2, 2]];
     let fill = |shape: &[usize], start: f32| {
         let n: usize = shape.iter().product();
@@ -202,6 +202,17 @@ fn one_launch_steps_every_parameter() {
         for ((p, v, _), (q, w, _)) in one.iter().zip(&many) {
             assert!(largest(&(p.as_tensor() - q.as_tensor()).unwrap()) < 1e-6);
             assert!(largest(&(v.as_tensor() - w.as_tensor()).unwrap()) < 1e-6);
+        }
+        let averages = |state: &[(Var, Var, Tensor)]| {
+            let pairs: Vec<(&Var, &Var)> = state.iter().map(|(p, v, _)| (v, p)).collect();
+            crate::sgd::average_into(&pairs, 0.9).unwrap();
+        };
+        averages(&one);
+        with_gpu_on_cpu(|| averages(&many));
+        for (i, ((p, v, _), (_, w, _))) in one.iter().zip(&many).enumerate() {
+            assert!(largest(&(v.as_tensor() - w.as_tensor()).unwrap()) < 1e-6, "{i}");
+            // That it moved at all.
+            assert!(largest(&(v.as_tensor() - p.as_tensor()).unwrap()) > 1e-3, "{i}");
         }
     }
 }

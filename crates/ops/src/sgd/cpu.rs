@@ -1,16 +1,46 @@
-//! The step in two passes in place, without temporaries.
+//! The step in two passes in place, without temporaries, and averages in one.
 
 use super::Sgd;
 use crate::element::operand;
 use crate::parallel::chunks;
 use crate::simd::multiversion;
-use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, Var, bail};
+use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
 
 const CHUNK: usize = 64 * 1024;
 
 pub(super) fn step(parameter: &Var, velocity: &Var, gradient: &Tensor, step: &Sgd) -> Result<()> {
     velocity.inplace_op3(gradient, parameter, &Velocity(*step))?;
     parameter.inplace_op3(gradient, velocity, &Parameter(*step))
+}
+
+pub(super) fn average_into(average: &Var, var: &Var, kept: f64) -> Result<()> {
+    average.inplace_op2(var, &Average(kept))
+}
+
+/// What an average keeps of itself; the rest is the variable's.
+struct Average(f64);
+
+multiversion! {
+    fn update_average(average: &mut [f32], xs: &[f32], kept: f32, new: f32) {
+        for (a, &x) in average.iter_mut().zip(xs) {
+            *a = kept * *a + new * x;
+        }
+    }
+}
+
+impl InplaceOp2 for Average {
+    fn name(&self) -> &'static str {
+        "average"
+    }
+
+    fn cpu_fwd(&self, a: &mut CpuStorage, la: &Layout, x: &CpuStorage, lx: &Layout) -> Result<()> {
+        let xs = operand::<f32>(x, lx)?;
+        let (kept, new) = (self.0 as f32, (1.0 - self.0) as f32);
+        chunks(written(a, la)?, CHUNK, |i, average| {
+            update_average(average, &xs[i * CHUNK..][..average.len()], kept, new);
+        });
+        Ok(())
+    }
 }
 
 /// v = momentum · v + g + weight_decay · p
