@@ -164,6 +164,9 @@ impl Choices {
     }
 }
 
+/// Steps of a GPU that are measured as one.
+const STEPS_OF_GPU: usize = 8;
+
 struct Bench<'a> {
     args: &'a Args,
     device: Device,
@@ -207,9 +210,9 @@ impl<'a> Bench<'a> {
     fn time(&self, layers: usize, printer: &Printer) -> Result<(f64, Vec<Option<f64>>)> {
         let inference = Inference::default();
         let mut of_layers = vec![Vec::new(); layers];
-        let step_ms = self.steps(printer, |measured| {
+        let step_ms = self.steps(1, printer, |measured| {
             let (logits, spans) = timed(|| inference.run(|| self.model.forward(&self.xs, false)));
-            settle(&logits?)?;
+            logits?;
             // A layer that the kernels did not serve would shift the others.
             if measured && spans.len() == of_layers.len() {
                 of_layers.iter_mut().zip(spans).for_each(|(ms, span)| ms.push(span.as_secs_f64() * 1e3));
@@ -237,7 +240,10 @@ impl<'a> Bench<'a> {
         let inference = Inference::default();
         let mut step = || -> Result<()> {
             match &mut optimizer {
-                None => settle(&inference.run(|| model.forward(&self.xs, false))?),
+                None => {
+                    inference.run(|| model.forward(&self.xs, false))?;
+                    Ok(())
+                }
                 Some(optimizer) => {
                     let pass = train_pass(model, &self.xs, &targets, 0.0, 1.0)?;
                     let gradients = Gradients::take(optimizer.parameters(), pass.gradients);
@@ -246,32 +252,37 @@ impl<'a> Bench<'a> {
                 }
             }
         };
-        // A GPU is given work ahead of time.
-        self.steps(printer, |_| step().and_then(|()| Ok(self.device.synchronize()?)))
+        // A GPU is given work ahead of time, as in a training, which does not wait for every step either.
+        let together = if self.device.is_cuda() { STEPS_OF_GPU } else { 1 };
+        self.steps(together, printer, |_| step())
     }
 
-    /// Runs the steps, telling each whether it is measured; the milliseconds of those that are, ascending.
-    fn steps(&self, printer: &Printer, mut step: impl FnMut(bool) -> Result<()>) -> Result<Vec<f64>> {
+    /// Runs the steps, so many at a time, telling each whether it is measured; the milliseconds of those that are,
+    /// ascending.
+    fn steps(
+        &self,
+        together: usize,
+        printer: &Printer,
+        mut step: impl FnMut(bool) -> Result<()>,
+    ) -> Result<Vec<f64>> {
         let bar = printer.bar("measuring {wide_bar} {pos}/{len} steps  {eta} left");
-        bar.set_length((self.args.warmup + self.args.steps) as u64);
-        let mut step_ms = Vec::with_capacity(self.args.steps);
-        for i in 0..self.args.warmup + self.args.steps {
-            let (start, measured) = (Instant::now(), i >= self.args.warmup);
-            step(measured)?;
+        let (warmup, measured) = (self.args.warmup.div_ceil(together), self.args.steps.div_ceil(together));
+        bar.set_length(((warmup + measured) * together) as u64);
+        let mut step_ms = Vec::with_capacity(measured);
+        for i in 0..warmup + measured {
+            let (start, measured) = (Instant::now(), i >= warmup);
+            (0..together).try_for_each(|_| step(measured))?;
+            // A GPU computes behind the program's back.
+            self.device.synchronize()?;
             if measured {
-                step_ms.push(start.elapsed().as_secs_f64() * 1e3);
+                step_ms.push(start.elapsed().as_secs_f64() * 1e3 / together as f64);
             }
-            bar.inc(1);
+            bar.inc(together as u64);
         }
         bar.finish_and_clear();
         step_ms.sort_by(f64::total_cmp);
         Ok(step_ms)
     }
-}
-
-/// Waits until a tensor is computed, on devices that compute behind the program's back.
-fn settle(tensor: &Tensor) -> Result<()> {
-    Ok(tensor.device().synchronize()?)
 }
 
 fn random_bytes(seed: u64, len: usize) -> Vec<u8> {

@@ -86,18 +86,31 @@ impl Gradients {
         Ok(sum.sqrt())
     }
 
-    /// Scales all of them down by one factor if their norm is above `max_norm`, as PyTorch's
-    /// `clip_grad_norm_`. Gives the norm from before.
+    /// Scales all of them down by one factor if their norm is above `max_norm`, as PyTorch's `clip_grad_norm_`.
     ///
     /// # Errors
     /// If the device cannot compute.
-    pub fn clip(&mut self, max_norm: f64) -> Result<f64> {
-        let norm = self.norm()?;
-        let factor = max_norm / (norm + CLIP_EPSILON);
-        if factor < 1.0 {
-            self.scale(factor)?;
+    pub fn clip(&mut self, max_norm: f64) -> Result<()> {
+        if self.0.iter().flatten().any(|gradient| gradient.device().is_cuda()) {
+            return self.clip_unread(max_norm);
         }
-        Ok(norm)
+        let factor = max_norm / (self.norm()? + CLIP_EPSILON);
+        if factor < 1.0 { self.scale(factor) } else { Ok(()) }
+    }
+
+    /// The same without reading the norm, for which a GPU's work would be waited for.
+    fn clip_unread(&mut self, max_norm: f64) -> Result<()> {
+        let squares = self.0.iter().flatten().map(|gradient| gradient.flatten_all()?.sqr()?.sum_keepdim(0));
+        let squares = squares.collect::<Result<Vec<_>>>()?;
+        if squares.is_empty() {
+            return Ok(());
+        }
+        let norm = Tensor::cat(&squares, 0)?.sum_keepdim(0)?.sqrt()?;
+        let factor = ((norm + CLIP_EPSILON)?.recip()? * max_norm)?.minimum(1.0)?;
+        for gradient in self.0.iter_mut().flatten() {
+            *gradient = gradient.broadcast_mul(&factor)?;
+        }
+        Ok(())
     }
 }
 
@@ -111,4 +124,30 @@ fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
         return Ok(parallel_map(pieces.len(), |i| square(pieces[i])).iter().sum());
     }
     tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn clipping_without_reading_the_norm_is_the_same() -> Result<()> {
+        let gradients = || -> Result<Gradients> {
+            let of = |values: &[f32]| Tensor::new(values, &Device::Cpu);
+            Ok(Gradients(vec![Some(of(&[3.0, -1.0, 2.0, 0.5])?.reshape((2, 2))?), None, Some(of(&[-4.0])?)]))
+        };
+        for max_norm in [0.5, 100.0] {
+            let (mut read, mut unread) = (gradients()?, gradients()?);
+            read.clip(max_norm)?;
+            unread.clip_unread(max_norm)?;
+            for (a, b) in read.iter().zip(unread.iter()) {
+                let values = |t: Option<&Tensor>| t.map(|t| t.flatten_all()?.to_vec1::<f32>()).transpose();
+                let (a, b) = (values(a)?.unwrap_or_default(), values(b)?.unwrap_or_default());
+                assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6), "{max_norm}: {a:?} {b:?}");
+            }
+            assert!((unread.norm()? - max_norm.min(gradients()?.norm()?)).abs() < 1e-5);
+        }
+        Gradients::default().clip_unread(1.0)
+    }
 }
