@@ -7,6 +7,7 @@ use crate::trivial;
 use rand::Rng;
 use std::fmt;
 use std::str::FromStr;
+use zoo_ops::Pick;
 use zoo_ops::rng::{ChaCha8Rng, stream};
 
 /// Which random changes training images get.
@@ -86,41 +87,43 @@ impl Dice {
 
 /// Where a padded small image is cut out, and whether it is mirrored.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Shift {
-    /// Pixels of padding on each side.
-    pad: usize,
-    /// Whether they are the image's, reflected at its edge, and not black.
-    reflect: bool,
-    /// First row and column in the padded image, 0 to 2 × `pad`.
-    top: usize,
-    left: usize,
-    flip: bool,
-}
+pub(crate) struct Shift(Pick);
 
 impl Shift {
-    pub(crate) fn draw(how: Augment, dice: &mut Dice) -> Self {
+    /// For image `index` of its set.
+    pub(crate) fn draw(how: Augment, index: u32, dice: &mut Dice) -> Self {
         let (pad, reflect) = if how == Augment::Alternating { (2, true) } else { (4, false) };
-        let mut offset = || dice.rng.random_range(0..=2 * pad as u32) as usize;
+        let mut offset = || dice.rng.random_range(0..=2 * pad as u32) as i32 - pad;
         let (top, left) = (offset(), offset());
-        Self { pad, reflect, top, left, flip: dice.flip() }
+        Self(Pick { index, top, left, flip: dice.flip(), reflect })
+    }
+
+    /// The image as it is.
+    pub(crate) fn none(index: u32) -> Self {
+        Self(Pick { index, top: 0, left: 0, flip: false, reflect: false })
     }
 
     /// By `pixels` down and to the right, the edge reflected.
     pub(crate) fn reflected(pixels: isize, flip: bool) -> Self {
-        let pad = pixels.unsigned_abs();
-        let first = pad.saturating_add_signed(-pixels);
-        Self { pad, reflect: true, top: first, left: first, flip }
+        let first = -pixels as i32;
+        Self(Pick { index: 0, top: first, left: first, flip, reflect: true })
+    }
+
+    /// The same for where images are stored.
+    pub(crate) fn pick(self) -> Pick {
+        self.0
     }
 
     /// Writes the shifted copy of `pixels`, [h, w, c], to `out` of the same size.
     pub(crate) fn apply(self, pixels: &[u8], [h, w, c]: [usize; 3], out: &mut [u8]) {
-        let (pad, row) = (self.pad, w * c);
+        let Pick { top, left, flip, .. } = self.0;
+        let row = w * c;
         // The columns of the source that stay visible, and where they land.
-        let from = self.left.saturating_sub(pad).min(w);
-        let to = pad.saturating_sub(self.left).min(w);
+        let from = (left.max(0) as usize).min(w);
+        let to = (left.min(0).unsigned_abs() as usize).min(w);
         let visible = w - from.max(to);
         for (y, line) in out.chunks_exact_mut(row).enumerate() {
-            let Some(y) = self.source(y + self.top, h) else {
+            let Some(y) = self.0.source(y as i32 + top, h) else {
                 line.fill(0);
                 continue;
             };
@@ -128,25 +131,14 @@ impl Shift {
             line[to * c..][..visible * c].copy_from_slice(&source[from * c..][..visible * c]);
             for x in (0..to).chain(to + visible..w) {
                 let pixel = &mut line[x * c..][..c];
-                match self.source(x + self.left, w) {
+                match self.0.source(x as i32 + left, w) {
                     Some(x) => pixel.copy_from_slice(&source[x * c..][..c]),
                     None => pixel.fill(0),
                 }
             }
-            if self.flip {
+            if flip {
                 mirror_row(line, c);
             }
-        }
-    }
-
-    /// Which of `side` rows or columns is seen at `padded` of the padded image; `None` is black.
-    fn source(self, padded: usize, side: usize) -> Option<usize> {
-        match padded.checked_sub(self.pad) {
-            Some(inside) if inside < side => Some(inside),
-            // An image of fewer pixels than the padding has its last one there.
-            Some(behind) if self.reflect => Some((2 * side).saturating_sub(behind + 2)),
-            None if self.reflect => Some((self.pad - padded).min(side - 1)),
-            _ => None,
         }
     }
 }
@@ -170,7 +162,7 @@ pub(crate) fn augment(
         Augment::None => return input.apply(image),
         _ if size <= SMALL => {
             let fitted = input.apply(image)?;
-            let shift = Shift::draw(how, dice);
+            let shift = Shift::draw(how, 0, dice);
             let mut shifted = Image::filled(fitted.h, fitted.w, fitted.c, 0);
             shift.apply(&fitted.pixels, [fitted.h, fitted.w, fitted.c], &mut shifted.pixels);
             shifted
@@ -222,12 +214,18 @@ mod tests {
         offsets().flat_map(move |t| offsets().flat_map(move |l| [(t, l, false), (t, l, true)]))
     }
 
+    /// From row `top` and column `left` of the image padded by `pad` pixels.
+    fn shifted(pad: usize, (top, left): (usize, usize), flip: bool, reflect: bool) -> Shift {
+        let first = |offset: usize| offset as i32 - pad as i32;
+        Shift(Pick { index: 0, top: first(top), left: first(left), flip, reflect })
+    }
+
     #[test]
     fn every_shift_equals_its_definition() {
         for (c, (top, left, flip)) in [1, 3].into_iter().flat_map(|c| every_shift(4).map(move |s| (c, s))) {
             let image = numbered(5, 7, c);
             let mut out = vec![99; image.pixels.len()];
-            Shift { pad: 4, reflect: false, top, left, flip }.apply(&image.pixels, [5, 7, c], &mut out);
+            shifted(4, (top, left), flip, false).apply(&image.pixels, [5, 7, c], &mut out);
             for (y, x, k) in (0..5).flat_map(|y| (0..7).flat_map(move |x| (0..c).map(move |k| (y, x, k)))) {
                 let seen = if flip { 6 - x } else { x };
                 let (from_y, from_x) = (y + top, seen + left);
@@ -247,7 +245,7 @@ mod tests {
         let image = numbered(h, w, c);
         for (top, left, flip) in every_shift(2) {
             let mut out = vec![99; image.pixels.len()];
-            Shift { pad: 2, reflect: true, top, left, flip }.apply(&image.pixels, [h, w, c], &mut out);
+            shifted(2, (top, left), flip, true).apply(&image.pixels, [h, w, c], &mut out);
             for (y, x, k) in (0..h).flat_map(|y| (0..w).flat_map(move |x| (0..c).map(move |k| (y, x, k)))) {
                 let seen = if flip { w - 1 - x } else { x };
                 let expected = image.pixels[(rows[y + top] * w + columns[seen + left]) * c + k];
@@ -256,7 +254,7 @@ mod tests {
         }
         // Nothing to reflect but the only pixel.
         let mut out = [0; 3];
-        Shift { pad: 2, reflect: true, top: 0, left: 4, flip: true }.apply(&[7, 8, 9], [1, 1, 3], &mut out);
+        shifted(2, (0, 4), true, true).apply(&[7, 8, 9], [1, 1, 3], &mut out);
         assert_eq!(out, [7, 8, 9]);
     }
 
@@ -266,11 +264,11 @@ mod tests {
             let mut seen = [[0u32; 9]; 2];
             let mut flips = 0;
             for i in 0..9000 {
-                let shift = Shift::draw(how, &mut Dice::new(how, 3, 0, i, true));
-                seen[0][shift.top] += 1;
-                seen[1][shift.left] += 1;
-                flips += u32::from(shift.flip);
-                assert!(!Shift::draw(how, &mut Dice::new(how, 3, 0, i, false)).flip);
+                let pick = Shift::draw(how, i, &mut Dice::new(how, 3, 0, i, true)).pick();
+                seen[0][(pick.top + pad) as usize] += 1;
+                seen[1][(pick.left + pad) as usize] += 1;
+                flips += u32::from(pick.flip);
+                assert!(!Shift::draw(how, i, &mut Dice::new(how, 3, 0, i, false)).pick().flip);
             }
             let expected = 9000.0 / f64::from(2 * pad + 1);
             let near = |k: &u32| (0.85..1.15).contains(&(f64::from(*k) / expected));
@@ -281,7 +279,7 @@ mod tests {
 
     #[test]
     fn every_other_epoch_is_mirrored() {
-        let flip = |how, epoch, i| Shift::draw(how, &mut Dice::new(how, 3, epoch, i, true)).flip;
+        let flip = |how, epoch, i| Shift::draw(how, i, &mut Dice::new(how, 3, epoch, i, true)).pick().flip;
         let changed = |how, epoch| (0..1000).filter(|&i| flip(how, epoch, i) != flip(how, 0, i)).count();
         let of = |how| [1, 2, 3, 4].map(|epoch| changed(how, epoch));
         assert_eq!(of(Augment::Alternating), [1000, 0, 1000, 0]);

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use zoo_ops::Pick;
 use zoo_ops::rng::stream;
 
 /// Batches that a worker makes ahead.
@@ -104,8 +105,10 @@ impl LoaderConfig {
 /// Images and labels of one step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
-    /// The images, [n, h, w, c].
+    /// The images, [n, h, w, c]; none where the loader leaves them where they are.
     pub pixels: Vec<u8>,
+    /// What there is in their place: which images of the set, and how they are seen.
+    pub picks: Vec<Pick>,
     /// Number of images. Less than the batch size in the last batch, and where files could not be read.
     pub n: usize,
     /// Rows.
@@ -167,6 +170,8 @@ struct Shared {
     config: LoaderConfig,
     input: Preprocess,
     workers: usize,
+    /// Whether batches have picks in place of pixels.
+    picks: bool,
     skipped: Mutex<Skipped>,
 }
 
@@ -223,7 +228,32 @@ impl Loader {
             std::thread::available_parallelism().map_or(1, |n| n.get().min(8))
         };
         let workers = config.workers.unwrap_or(usual);
-        Ok(Self { shared: Arc::new(Shared { dataset, config, input, workers, skipped: Mutex::default() }) })
+        let skipped = Mutex::default();
+        Ok(Self { shared: Arc::new(Shared { dataset, config, input, workers, picks: false, skipped }) })
+    }
+
+    /// Whether batches can be made by whoever holds all images of the set ([`Dataset::all_pixels`]): these are in memory
+    /// at the size of the batches, and are shifted and mirrored at most.
+    pub fn can_leave_pixels(&self) -> bool {
+        let Shared { dataset, config, input, .. } = &*self.shared;
+        let shifted = match config.augment {
+            Augment::None => true,
+            Augment::Standard | Augment::Alternating => input.crop <= SMALL,
+            Augment::Trivial => false,
+        };
+        let as_stored = |(_, shape): (&[u8], [usize; 3])| shape == [input.crop, input.crop, input.channels];
+        let plain = input.resize == input.crop && config.mix == Mix::default();
+        shifted && plain && dataset.packed(0).is_some_and(as_stored)
+    }
+
+    /// From now on batches have [`Batch::picks`] and no pixels, if [`Loader::can_leave_pixels`]; says whether they do.
+    pub fn leave_pixels(&mut self) -> bool {
+        if self.can_leave_pixels()
+            && let Some(shared) = Arc::get_mut(&mut self.shared)
+        {
+            shared.picks = true;
+        }
+        self.shared.picks
     }
 
     /// The data set.
@@ -321,7 +351,8 @@ impl Plan {
         let (side, c) = (input.crop, input.channels);
         let size = side * side * c;
         let mut batch = Batch {
-            pixels: vec![0; members.len() * size],
+            pixels: vec![0; if self.shared.picks { 0 } else { members.len() * size }],
+            picks: Vec::new(),
             n: 0,
             h: side,
             w: side,
@@ -337,7 +368,13 @@ impl Plan {
             if stop.load(Ordering::Relaxed) {
                 return None;
             }
-            match self.shared.render(self.epoch, index, &mut batch.pixels[batch.n * size..][..size]) {
+            let rendered = if self.shared.picks {
+                batch.picks.push(self.shared.shift(self.epoch, index).pick());
+                Ok(())
+            } else {
+                self.shared.render(self.epoch, index, &mut batch.pixels[batch.n * size..][..size])
+            };
+            match rendered {
                 Ok(()) => {
                     batch.labels.push(dataset.label(index as usize));
                     batch.indices.push(index);
@@ -359,10 +396,22 @@ impl Shared {
         self.skipped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How image `index` is seen in that epoch where it is shifted at most.
+    fn shift(&self, epoch: u64, index: u32) -> Shift {
+        match self.config.augment {
+            Augment::None => Shift::none(index),
+            how => Shift::draw(how, index, &mut self.dice(epoch, index)),
+        }
+    }
+
+    fn dice(&self, epoch: u64, index: u32) -> Dice {
+        let Self { dataset, config, .. } = self;
+        Dice::new(config.augment, config.seed, epoch, index, dataset.meta().mirror)
+    }
+
     /// Writes image `index` as the model sees it in that epoch to `out`.
     fn render(&self, epoch: u64, index: u32, out: &mut [u8]) -> Result<()> {
         let Self { dataset, config, input, .. } = self;
-        let mut dice = Dice::new(config.augment, config.seed, epoch, index, dataset.meta().mirror);
         if let Some((pixels, shape)) = dataset.packed(index as usize)
             && shape == [input.crop, input.crop, input.channels]
             && input.resize == input.crop
@@ -374,15 +423,15 @@ impl Shared {
                     return Ok(());
                 }
                 Augment::Standard | Augment::Alternating if input.crop <= SMALL => {
-                    Shift::draw(config.augment, &mut dice).apply(pixels, shape, out);
+                    self.shift(epoch, index).apply(pixels, shape, out);
                     return Ok(());
                 }
                 _ => {}
             }
         }
         let image = dataset.get(index as usize)?.with_channels(input.channels);
-        let image =
-            augment(image, (config.augment, config.crop_scale), input, &mut dice).map_err(|error| {
+        let image = augment(image, (config.augment, config.crop_scale), input, &mut self.dice(epoch, index))
+            .map_err(|error| {
                 let path = dataset.path(index as usize);
                 let origin = path.map_or(format!("image {index}"), |path| path.display().to_string());
                 Error::Image { origin, reason: error.to_string() }

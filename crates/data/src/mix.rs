@@ -122,7 +122,19 @@ mod tests {
     fn batch() -> Batch {
         let pixels = (0..4 * 48).map(|i| (i / 48 * 80) as u8).collect();
         let (labels, indices) = (vec![0, 1, 2, 3], vec![0, 1, 2, 3]);
-        Batch { pixels, n: 4, h: 6, w: 8, c: 1, labels, mixed: None, indices, first: 0, number: 0 }
+        Batch {
+            pixels,
+            picks: Vec::new(),
+            n: 4,
+            h: 6,
+            w: 8,
+            c: 1,
+            labels,
+            mixed: None,
+            indices,
+            first: 0,
+            number: 0,
+        }
     }
 
     fn mixed(mix: Mix, index: u64) -> Batch {

@@ -2,6 +2,7 @@
 
 use crate::Batch;
 use crate::augment::Shift;
+use zoo_ops::Pick;
 
 /// A way to look at an image.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,10 +34,14 @@ pub fn views(mirror: bool) -> Vec<View> {
 }
 
 impl Batch {
-    /// The batch with each image as `view` sees it.
+    /// The batch, of images as they are, with each as `view` sees it.
     #[must_use]
     pub fn seen(&self, view: View) -> Self {
         let shift = Shift::reflected(view.shift, view.mirrored);
+        if !self.picks.is_empty() {
+            let picks = self.picks.iter().map(|pick| Pick { index: pick.index, ..shift.pick() }).collect();
+            return Self { picks, ..self.clone() };
+        }
         let (mut pixels, shape) = (vec![0; self.pixels.len()], [self.h, self.w, self.c]);
         let size = shape.iter().product();
         for (to, image) in pixels.chunks_exact_mut(size).zip(self.pixels.chunks_exact(size)) {
@@ -66,6 +71,7 @@ mod tests {
         // Two images of 2 x 3 pixels and one channel.
         let batch = Batch {
             pixels: vec![1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 15, 16],
+            picks: Vec::new(),
             n: 2,
             h: 2,
             w: 3,

@@ -1,11 +1,13 @@
 //! The loader: order, determinism, resuming, and how it ends.
 
+use candle_core::{DType, Device};
 use std::sync::mpsc;
 use std::time::Duration;
 use zoo_data::{
-    Augment, Batch, Dataset, Image, Loader, LoaderConfig, Meta, Mix, Preprocess, Share, Split, contact_sheet,
-    open, preprocess,
+    Augment, Batch, Dataset, Image, Loader, LoaderConfig, Meta, Mix, Preprocess, Share, Split, View,
+    contact_sheet, open, preprocess, views,
 };
+use zoo_ops::{FeatureMap, StoredImages};
 
 fn shapes(n: usize) -> Dataset {
     open("shapes", Split::Test, None, 0).unwrap().subset(0..n)
@@ -35,6 +37,46 @@ fn any_number_of_workers_gives_the_same_bytes() {
                 assert!(with(workers) == inline, "{augment} {image_size:?} {workers}");
             }
         }
+    }
+}
+
+/// What a batch picks of the set is what a batch of bytes shows.
+#[test]
+fn picks_are_the_images() {
+    let set = shapes(200);
+    let [c, h, w] = set.meta().shape;
+    let stored = StoredImages::new(&set.all_pixels().unwrap(), (200, h, w, c), &Device::Cpu).unwrap();
+    let statistics = (&[0.0; 3][..], &[1.0; 3][..]);
+    for augment in [Augment::None, Augment::Standard, Augment::Alternating] {
+        let mut loader = Loader::new(set.clone(), config(augment)).unwrap();
+        let of_bytes: Vec<Batch> = loader.epoch(3, 0).map(Result::unwrap).collect();
+        assert!(loader.leave_pixels());
+        let of_picks = loader.epoch(3, 0).map(Result::unwrap);
+        for (bytes, picks) in of_bytes.iter().zip(of_picks) {
+            assert!(picks.pixels.is_empty() && picks.labels == bytes.labels && bytes.picks.is_empty());
+            let views = if augment == Augment::None { views(true) } else { vec![View::PLAIN] };
+            for view in views {
+                let plain = view == View::PLAIN;
+                let seen = |batch: &Batch| if plain { batch.clone() } else { batch.seen(view) };
+                let dims = (bytes.n, h, w, c);
+                let expected =
+                    FeatureMap::from_bytes(&seen(bytes).pixels, dims, statistics, DType::F32, &Device::Cpu);
+                let found = stored.batch(&seen(&picks).picks, statistics, DType::F32);
+                let values =
+                    |map: FeatureMap| map.to_nchw().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert!(values(found.unwrap()) == values(expected.unwrap()), "{augment} {view:?}");
+            }
+        }
+    }
+    // What is resized, recoloured, mixed or changed otherwise has to be made as bytes.
+    let mixed = Mix { mixup: 1.0, ..Mix::default() };
+    for other in [
+        LoaderConfig { image_size: Some(40), ..config(Augment::None) },
+        LoaderConfig { in_chans: Some(1), ..config(Augment::None) },
+        LoaderConfig { mix: mixed, ..config(Augment::Standard) },
+        config(Augment::Trivial),
+    ] {
+        assert!(!Loader::new(set.clone(), other).unwrap().leave_pixels());
     }
 }
 

@@ -56,14 +56,15 @@ impl FeatureMap {
         }
     }
 
-    /// From pixels as bytes in NHWC order, each channel normalised to `(byte / 255 - mean) / std`.
+    /// From pixels as bytes in NHWC order, each channel normalised to `(byte / 255 - mean) / std` with `statistics` =
+    /// (mean, std).
     ///
     /// # Errors
-    /// If the lengths of `pixels`, `mean` or `std` do not fit `dims` = (n, h, w, c).
+    /// If the lengths of `pixels`, mean or std do not fit `dims` = (n, h, w, c).
     pub fn from_bytes(
         pixels: &[u8],
         dims: (usize, usize, usize, usize),
-        (mean, std): (&[f32], &[f32]),
+        statistics: (&[f32], &[f32]),
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
@@ -71,12 +72,7 @@ impl FeatureMap {
         if pixels.len() != n * h * w * c {
             bail!("expected {} bytes for {n} images of {h}x{w}x{c}, found {}", n * h * w * c, pixels.len());
         }
-        if mean.len() != c || std.len() != c {
-            bail!("{c} channels need {c} means and deviations, found {} and {}", mean.len(), std.len());
-        }
-        // A byte has 256 values, so normalising is a table look-up per channel.
-        let tables: Vec<[f32; 256]> =
-            (0..c).map(|ch| std::array::from_fn(|byte| (byte as f32 / 255.0 - mean[ch]) / std[ch])).collect();
+        let tables = Self::tables(c, statistics)?;
         match (path(device, dtype), dtype) {
             (Path::Cpu, DType::BF16) => {
                 Ok(Self::slot(Slot::constant(dims, normalised::<half::bf16>(pixels, h * w * c, &tables))?))
@@ -98,6 +94,15 @@ impl FeatureMap {
                 Ok(Self::stored(Tensor::from_slice(&values, dims, device)?.to_dtype(dtype)?))
             }
         }
+    }
+
+    /// A byte has 256 values, so normalising is a table look-up per channel.
+    pub(crate) fn tables(c: usize, (mean, std): (&[f32], &[f32])) -> Result<Vec<[f32; 256]>> {
+        if mean.len() != c || std.len() != c {
+            bail!("{c} channels need {c} means and deviations, found {} and {}", mean.len(), std.len());
+        }
+        let table = |ch: usize| std::array::from_fn(|byte| (byte as f32 / 255.0 - mean[ch]) / std[ch]);
+        Ok((0..c).map(table).collect())
     }
 
     /// A map of (n, h, w, c) that has no elements and records what is done to it.

@@ -75,7 +75,7 @@ impl TrainData {
         let loader = Loader::new(self.train.subset(0..n), config).map_err(candle_core::Error::wrap)?;
         let batch = loader.epoch(0, 0).next().transpose().map_err(candle_core::Error::wrap)?;
         match batch {
-            Some(batch) => input.normalise(&batch, DType::F32, device),
+            Some(batch) => input.normalise(&batch, None, DType::F32, device),
             None => candle_core::bail!("there are no images to start from"),
         }
     }

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 use zoo::Model;
 use zoo_data::{Loader, View};
-use zoo_ops::Inference;
+use zoo_ops::{Inference, StoredImages};
 
 /// The result of an evaluation. Accuracies in percent.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -47,14 +47,14 @@ pub fn evaluate(
     progress: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<EvalReport>> {
     let start = Instant::now();
-    let metrics = measure(model, loader, input, views, place, progress)?;
+    let metrics = measure(model, (loader, None), input, views, place, progress)?;
     Ok(metrics.map(|metrics| EvalReport::new(&metrics, start, &loader.dataset().meta().classes)))
 }
 
-/// What [`evaluate`] counts.
+/// What [`evaluate`] counts, of images that may be stored on the device.
 pub(crate) fn measure(
     model: &Model,
-    loader: &Loader,
+    (loader, stored): (&Loader, Option<&StoredImages>),
     input: &Input,
     views: &[View],
     (dtype, device): (DType, &Device),
@@ -67,7 +67,7 @@ pub(crate) fn measure(
         let answer = |view: &View| {
             let seen =
                 if *view == View::PLAIN { Cow::Borrowed(&batch) } else { Cow::Owned(batch.seen(*view)) };
-            let images = input.normalise(&seen, dtype, device)?;
+            let images = input.normalise(&seen, stored, dtype, device)?;
             inference.run(|| model.forward(&images, false))?.affine(view.weight, 0.0)
         };
         let mut logits = views.iter().map(answer);

@@ -1,8 +1,8 @@
 //! What a network takes: the size of its images and how their bytes become numbers.
 
 use candle_core::{DType, Device, Result};
-use zoo_data::{Batch, Interpolation, Preprocess};
-use zoo_ops::FeatureMap;
+use zoo_data::{Batch, Interpolation, Loader, Preprocess};
+use zoo_ops::{FeatureMap, StoredImages};
 
 /// The images a network was trained on.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,12 +43,37 @@ impl Input {
         Preprocess { resize, crop: image_size, channels: in_chans, interpolation }
     }
 
-    /// A batch of bytes as normalised feature maps (n, h, w, c).
+    /// A batch as normalised feature maps (n, h, w, c): from its bytes, or from the images that it picks of `stored`.
     ///
     /// # Errors
-    /// If the batch has another number of channels.
-    pub fn normalise(&self, batch: &Batch, dtype: DType, device: &Device) -> Result<FeatureMap> {
-        let Batch { n, h, w, c, .. } = *batch;
-        FeatureMap::from_bytes(&batch.pixels, (n, h, w, c), (&self.mean, &self.std), dtype, device)
+    /// If the batch has another number of channels, or has picks and nothing is stored.
+    pub fn normalise(
+        &self,
+        batch: &Batch,
+        stored: Option<&StoredImages>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<FeatureMap> {
+        let (&Batch { n, h, w, c, .. }, statistics) = (batch, (&self.mean[..], &self.std[..]));
+        match stored {
+            Some(images) if !batch.picks.is_empty() => images.batch(&batch.picks, statistics, dtype),
+            _ => FeatureMap::from_bytes(&batch.pixels, (n, h, w, c), statistics, dtype, device),
+        }
     }
+}
+
+/// The part of a GPU's memory that the images of a set may take, at most.
+const STORED_SHARE: usize = 8;
+
+/// Leaves a loader's images with the device, if its batches can be made there, and they are few enough for `memory` bytes
+/// of it.
+pub(crate) fn store(loader: &mut Loader, device: &Device, memory: usize) -> Result<Option<StoredImages>> {
+    let set = loader.dataset().clone();
+    let Some((_, [h, w, c])) = set.packed(0) else { return Ok(None) };
+    let bytes = set.len() * h * w * c;
+    if bytes > i32::MAX as usize || bytes > memory / STORED_SHARE || !loader.leave_pixels() {
+        return Ok(None);
+    }
+    let Some(pixels) = set.all_pixels() else { return Ok(None) };
+    StoredImages::new(&pixels, (set.len(), h, w, c), device).map(Some)
 }

@@ -32,13 +32,14 @@ pub(crate) fn explain(
     }
 }
 
+/// The memory of a GPU in bytes; `None` of what is none.
 #[cfg(feature = "cuda")]
-fn total(device: &Device) -> Option<usize> {
+pub(crate) fn total(device: &Device) -> Option<usize> {
     zoo_ops::cuda::total_memory(device).ok()
 }
 
 #[cfg(not(feature = "cuda"))]
-fn total(_: &Device) -> Option<usize> {
+pub(crate) fn total(_: &Device) -> Option<usize> {
     None
 }
 

@@ -125,7 +125,12 @@ impl Trainer {
 
     /// Adds a batch's gradients to those of its group.
     fn pass(&self, batch: &Batch, group: &mut Group) -> Result<()> {
-        let xs = self.input.normalise(batch, self.config.dtype.dtype(), &self.place.device)?;
+        let xs = self.input.normalise(
+            batch,
+            self.stored[0].as_ref(),
+            self.config.dtype.dtype(),
+            &self.place.device,
+        )?;
         let planned = self.planned_images(group.index);
         let scale = batch.n as f64 / planned as f64;
         let targets = self.targets(batch)?;
@@ -328,7 +333,14 @@ impl Trainer {
         }
         let start = Instant::now();
         let place = (self.config.dtype.dtype(), &self.place.device);
-        let metrics = measure(&self.model, &self.val, &self.input, &[View::PLAIN], place, progress);
+        let metrics = measure(
+            &self.model,
+            (&self.val, self.stored[1].as_ref()),
+            &self.input,
+            &[View::PLAIN],
+            place,
+            progress,
+        );
         if let Some(averaged) = &self.averaged_weights {
             averaged.swap()?;
         }
@@ -394,13 +406,14 @@ mod tests {
 
     /// What became of a run of 2 epochs of 25 steps of two passes each: the steps that its observer heard of, its log
     /// without times, its weights, and where it stopped.
-    fn run(reads_late: bool, stops: bool) -> (Vec<StepInfo>, String, Vec<Vec<f32>>, Option<u64>) {
+    fn run(as_on_a_gpu: bool, stops: bool) -> (Vec<StepInfo>, String, Vec<Vec<f32>>, Option<u64>) {
         let flags = toml::toml! {
             model = "softmax"
             dataset = "shapes"
             epochs = 2
             limit_train = 200
             limit_test = 20
+            augment = "standard"
             batch_size = 4
             grad_accum = 2
             log_every = 5
@@ -411,7 +424,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let dir = RunDir::create(&folder.path().join("run")).unwrap();
         let mut trainer = Trainer::new(config, &data, dir, &Device::Cpu).unwrap();
-        trainer.reads_late = reads_late;
+        if as_on_a_gpu {
+            trainer.reads_late = true;
+            trainer.store_images(usize::MAX).unwrap();
+            assert!(trainer.stored.iter().all(Option::is_some));
+        }
         let stop = AtomicBool::new(false);
         let mut heard = Heard { steps: Vec::new(), stop: stops.then_some(&stop) };
         let stopped = match trainer.run(&stop, &mut heard).unwrap() {
@@ -430,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_that_are_read_late_are_the_same() {
+    fn scores_read_late_and_images_on_the_device_change_nothing() {
         let now = run(false, false);
         assert_eq!(now.0.len(), 50);
         assert_eq!(run(true, false), now);

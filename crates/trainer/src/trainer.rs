@@ -5,7 +5,8 @@ use crate::checkpoint::{Checkpoint, CheckpointMeta, CheckpointMetrics};
 use crate::data::{TrainData, check_kind, complete};
 use crate::depth::LayerRates;
 use crate::freeze::{frozen, is_constant};
-use crate::input::Input;
+use crate::input::{Input, store};
+use crate::memory::total;
 use crate::observer::{EpochRecord, Observer, RunInfo, RunSummary};
 use crate::optimizer::{Optimizer, Scale, SgdConfig};
 use crate::ranks::Place;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use zoo::weights::{Adapted, Translated};
 use zoo::{Config, Model, Params, Stem};
 use zoo_data::{Loader, Share};
+use zoo_ops::StoredImages;
 use zoo_ops::rng::Noise;
 
 /// A training run, new or resumed. [`Trainer::run`] trains.
@@ -53,6 +55,8 @@ pub struct Trainer {
     pub(crate) schedule: Schedule,
     pub(crate) train: Loader,
     pub(crate) val: Loader,
+    /// The images of both, where the device holds them.
+    pub(crate) stored: [Option<StoredImages>; 2],
     pub(crate) input: Input,
     pub(crate) progress: Progress,
     pub(crate) log: MetricsLog,
@@ -225,7 +229,8 @@ impl Trainer {
         let saves = SaveClock::new(config.save_every as u64);
         // Ranks tell one another of each step.
         let reads_late = place.device.is_cuda() && !place.is_shared();
-        Ok(Self {
+        let memory = total(&place.device);
+        let mut trainer = Self {
             config,
             dir,
             place,
@@ -237,6 +242,7 @@ impl Trainer {
             schedule,
             train,
             val,
+            stored: [None, None],
             input,
             progress,
             log,
@@ -248,7 +254,18 @@ impl Trainer {
             frozen,
             adapted,
             translated,
-        })
+        };
+        if let Some(memory) = memory {
+            trainer.store_images(memory)?;
+        }
+        Ok(trainer)
+    }
+
+    /// Leaves the images with the device, of which they may take a share of so many bytes.
+    pub(crate) fn store_images(&mut self, memory: usize) -> Result<()> {
+        let device = &self.place.device;
+        self.stored = [store(&mut self.train, device, memory)?, store(&mut self.val, device, memory)?];
+        Ok(())
     }
 
     /// The resolved settings.

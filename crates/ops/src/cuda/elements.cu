@@ -7,6 +7,28 @@ KERNEL NAME(from_bytes)(const unsigned char *bytes, const float *tables, E *xs, 
   if (i < n) xs[i] = STORE(tables[i % c * 256 + bytes[i]]);
 }
 
+// Which of `side` rows or columns is seen at `at`; -1 is black.
+INLINE int NAME(seen)(int at, int side, int reflect) {
+  if (at >= 0 && at < side) return at;
+  if (!reflect) return -1;
+  if (at < 0) return -at < side ? -at : side - 1;
+  return 2 * (side - 1) - at > 0 ? 2 * (side - 1) - at : 0;
+}
+
+// Images of bytes [h, w, c], each as a row of `picks` says: which, the first row and column seen, whether it is mirrored, and
+// whether it goes on beyond its edge by its reflection.
+KERNEL NAME(from_stored)(const unsigned char *bytes, const int *picks, const float *tables, E *xs, int h, int w, int c,
+                         int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  const int *pick = picks + i / (h * w * c) * 5;
+  int ch = i % c, x = i / c % w, y = i / (c * w) % h;
+  y = NAME(seen)(y + pick[1], h, pick[4]);
+  x = NAME(seen)((pick[3] ? w - 1 - x : x) + pick[2], w, pick[4]);
+  unsigned char byte = y < 0 || x < 0 ? 0 : bytes[((pick[0] * h + y) * w + x) * c + ch];
+  xs[i] = STORE(tables[ch * 256 + byte]);
+}
+
 // Of words of a stream of ChaCha8 (Bernstein 2008) whose key is k0 to k5 and two zeros, the first being word `skipped` of
 // block (high, low), those below the threshold as `scale`, the others as 0.
 #define QUARTER(a, b, c, d)                              \
