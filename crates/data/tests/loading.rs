@@ -54,8 +54,8 @@ fn picks_are_the_images() {
         let of_picks = loader.epoch(3, 0).map(Result::unwrap);
         for (bytes, picks) in of_bytes.iter().zip(of_picks) {
             assert!(picks.pixels.is_empty() && picks.labels == bytes.labels && bytes.picks.is_empty());
-            let views = if augment == Augment::None { views(true) } else { vec![View::PLAIN] };
-            for view in views {
+            let others = if augment == Augment::None { views(true) } else { Vec::new() };
+            for view in others.into_iter().chain([View::PLAIN]) {
                 let plain = view == View::PLAIN;
                 let seen = |batch: &Batch| if plain { batch.clone() } else { batch.seen(view) };
                 let dims = (bytes.n, h, w, c);
