@@ -81,7 +81,6 @@ struct StepTimes {
 /// If there is no such model, or it cannot take such images.
 pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
     let spec = zoo::find(&args.model)?;
-    let dtype = common.dtype()?;
     let bench = Bench::new(args, args.shape.config(spec, Noise::new(common.seed())), common)?;
     if args.explain && !bench.device.is_cpu() {
         bail!("--explain shows how the CPU computes; use it with --device cpu");
@@ -97,7 +96,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         model: spec.name,
         mode: args.mode,
         device: device_name(&bench.device),
-        dtype: dtype.as_str(),
+        dtype: bench.xs.dtype().as_str(),
         threads: common.threads(),
         batch_size: n,
         image_size,
@@ -177,7 +176,8 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn new(args: &'a Args, config: Config, common: &Common) -> Result<Self> {
-        let (device, dtype, (h, w)) = (common.device()?, common.dtype()?, config.image_size);
+        let device = common.device()?;
+        let (dtype, (h, w)) = (common.dtype(&device)?, config.image_size);
         let (n, c) = (args.batch_size, config.in_chans);
         let pixels = random_bytes(common.seed(), n * h * w * c);
         let statistics = (&vec![0.5; c][..], &vec![0.25; c][..]);

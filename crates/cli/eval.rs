@@ -76,7 +76,8 @@ struct Evaluation {
 /// # Errors
 /// If the checkpoint or the data set cannot be read, or they do not fit each other.
 pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
-    let (device, dtype) = (common.device()?, common.dtype()?);
+    let device = common.device()?;
+    let dtype = common.dtype(&device)?;
     let split = if args.split == "train" { Split::Train } else { Split::Test };
     let found = args.foreign.read(args.checkpoint.as_deref(), printer)?;
     let name = match (&args.dataset, found.dataset()) {

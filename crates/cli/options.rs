@@ -16,7 +16,7 @@ pub(crate) struct Common {
     /// Where to compute: auto, cpu, cuda, cuda:N or metal; auto takes the best there is
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
-    /// Number type of the feature maps: f32, or bf16 for more speed and less memory
+    /// Number type of the feature maps: f32, or bf16 for more speed and less memory; f16 on GPUs
     /// [default: f32]
     #[arg(long, global = true, value_name = "TYPE", hide_possible_values = true)]
     dtype: Option<DTypeChoice>,
@@ -138,28 +138,35 @@ impl Common {
         if processes > 1 { format!("{processes} processes, each {one}") } else { one }
     }
 
-    /// The element type of feature maps, f32 unless given.
+    /// The element type of feature maps on a device, f32 unless given.
     ///
     /// # Errors
     /// If the device does not compute in it.
-    pub(crate) fn dtype(&self) -> Result<DType> {
-        Ok(self.dtype_given()?.unwrap_or(DType::F32))
+    pub(crate) fn dtype(&self, device: &Device) -> Result<DType> {
+        let dtype = self.dtype_given().unwrap_or(DType::F32);
+        check_dtype(dtype, device)?;
+        Ok(dtype)
     }
 
     /// The element type of feature maps, if given.
-    ///
-    /// # Errors
-    /// If the device does not compute in it.
-    pub(crate) fn dtype_given(&self) -> Result<Option<DType>> {
-        match self.dtype {
-            None => Ok(None),
-            Some(DTypeChoice::F32) => Ok(Some(DType::F32)),
-            Some(DTypeChoice::Bf16) => Ok(Some(DType::BF16)),
-            Some(DTypeChoice::F16) => {
-                bail!("zoo does not compute in f16; use --dtype bf16 or --dtype f32")
-            }
-        }
+    pub(crate) fn dtype_given(&self) -> Option<DType> {
+        self.dtype.map(|dtype| match dtype {
+            DTypeChoice::F32 => DType::F32,
+            DTypeChoice::Bf16 => DType::BF16,
+            DTypeChoice::F16 => DType::F16,
+        })
     }
+}
+
+/// That a device computes in an element type.
+///
+/// # Errors
+/// If it does not.
+pub(crate) fn check_dtype(dtype: DType, device: &Device) -> Result<()> {
+    if dtype == DType::F16 && device.is_cpu() {
+        bail!("f16 is for GPUs; on the CPU use --dtype bf16 or --dtype f32");
+    }
+    Ok(())
 }
 
 /// A GPU, where this build and machine have one, else the CPU.

@@ -75,7 +75,8 @@ struct Prediction {
 /// # Errors
 /// If the network cannot be had.
 pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<ExitCode> {
-    let (device, dtype) = (common.device()?, common.dtype()?);
+    let device = common.device()?;
+    let dtype = common.dtype(&device)?;
     let (checkpoint, images) = match args.paths.split_first() {
         _ if args.foreign.is_given() => (None, args.paths.as_slice()),
         Some((checkpoint, images)) if !images.is_empty() => (Some(checkpoint.as_path()), images),

@@ -181,7 +181,7 @@ impl Settings {
         if let Some(seed) = common.seed {
             flags.insert("seed".into(), i64::try_from(seed).context("the seed is too large")?.into());
         }
-        if let Some(dtype) = common.dtype_given()? {
+        if let Some(dtype) = common.dtype_given() {
             flags.insert("dtype".into(), dtype.as_str().into());
         }
         if common.strict_f32() {

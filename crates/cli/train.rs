@@ -2,13 +2,14 @@
 
 use crate::launch;
 use crate::number::{duration, thousands};
-use crate::options::{Common, non_zero};
+use crate::options::{Common, check_dtype, non_zero};
 use crate::printer::Printer;
 use crate::progress::{OtherRank, Progress};
 use crate::settings::Settings;
 use crate::signals::Signals;
 use crate::trained::downloading;
 use anyhow::{Context, Result, bail};
+use candle_core::Device;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -111,7 +112,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
 /// A run in a folder of its own.
 fn new(args: &Args, flags: &toml::Table, common: &Common, place: &Place, printer: &Printer) -> Result<Ready> {
     let mut config = TrainConfig::resolve(args.recipe.as_deref(), flags)?;
-    apply(&config, common)?;
+    apply(&config, common, &place.device)?;
     // Before the data, whose download may take minutes.
     let dir = match &args.out {
         out if !place.is_first() => RunDir::of_first_rank(out.as_deref().unwrap_or(Path::new(RUNS))),
@@ -145,15 +146,16 @@ fn resumed(dir: Option<&Path>, flags: toml::Table, common: &Common, place: &Plac
         dir.config()?.to_toml().parse().context("cannot read the settings of the run")?;
     settings.extend(flags);
     let config = TrainConfig::from_toml(&settings.to_string(), "the command line")?;
-    apply(&config, common)?;
+    apply(&config, common, &place.device)?;
     let data = TrainData::open(&config)?;
     let example = example(&data.val);
     Ok(Ready { trainer: Trainer::resume(config, &data, dir, place.clone())?, example })
 }
 
 /// Applies what holds for the whole process: as many threads as a recipe asks for if the command line does not say,
-/// and how exact convolutions are.
-fn apply(config: &TrainConfig, common: &Common) -> Result<()> {
+/// and how exact convolutions are. Says if the device does not compute in what a recipe or the command line asks for.
+fn apply(config: &TrainConfig, common: &Common, device: &Device) -> Result<()> {
+    check_dtype(config.dtype.dtype(), device)?;
     common.apply_threads(config.threads)?;
     zoo_ops::set_strict_f32(config.strict_f32);
     Ok(())

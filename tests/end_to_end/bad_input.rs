@@ -79,7 +79,7 @@ fn unknown_data_sets_are_answered_with_all() {
 fn devices_that_this_build_lacks_are_named() {
     fails("bench --model lenet5 --device cuda:1", &["no CUDA support", "--features cuda", "--device cpu"]);
     fails("train --model lenet5 --dataset shapes --device metal", &["no Metal support", "--device cpu"]);
-    fails("bench --model lenet5 --dtype f16", &["does not compute in f16", "--dtype bf16"]);
+    fails("bench --model lenet5 --dtype f16", &["f16 is for GPUs", "--dtype bf16"]);
 }
 
 #[test]

@@ -31,7 +31,9 @@ pub fn with_reference<R>(f: impl FnOnce() -> R) -> R {
 pub fn path(device: &Device, dtype: DType) -> Path {
     let path = match (device, dtype) {
         #[cfg(test)]
-        (Device::Cpu, DType::F32 | DType::BF16) if GPU_ON_CPU.with_borrow(|&on| on) => Path::Cuda,
+        (Device::Cpu, DType::F32 | DType::BF16 | DType::F16) if GPU_ON_CPU.with_borrow(|&on| on) => {
+            Path::Cuda
+        }
         (Device::Cpu, DType::F32 | DType::BF16) => Path::Cpu,
         #[cfg(feature = "cuda")]
         (Device::Cuda(_), DType::F32 | DType::BF16 | DType::F16) => Path::Cuda,

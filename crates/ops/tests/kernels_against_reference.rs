@@ -114,9 +114,12 @@ fn gpu_equals_the_reference() -> Result<()> {
     let gpu = zoo_ops::cuda::open(number)?;
     let mut failures = Vec::new();
     // cuDNN may round the factors of f32 to TF32's 10 bits unless it must not.
-    for (dtype, strict, bound) in
-        [(DType::F32, true, 1e-5), (DType::F32, false, 2e-3), (DType::BF16, false, 1.5e-2)]
-    {
+    for (dtype, strict, bound) in [
+        (DType::F32, true, 1e-5),
+        (DType::F32, false, 2e-3),
+        (DType::BF16, false, 1.5e-2),
+        (DType::F16, false, 5e-3),
+    ] {
         set_strict_f32(strict);
         for case in cases::all() {
             let rough = ["Relu6", "HardSwish", "HardSigmoid", "[3, 1, 2, 3]"].iter();

@@ -100,17 +100,31 @@ impl Gradients {
 
     /// The same without reading the norm, for which a GPU's work would be waited for.
     fn clip_unread(&mut self, max_norm: f64) -> Result<()> {
-        let squares = self.0.iter().flatten().map(|gradient| gradient.flatten_all()?.sqr()?.sum_keepdim(0));
-        let squares = squares.collect::<Result<Vec<_>>>()?;
-        if squares.is_empty() {
-            return Ok(());
-        }
-        let norm = Tensor::cat(&squares, 0)?.sum_keepdim(0)?.sqrt()?;
+        let Some(norm) = self.norm_unread()? else { return Ok(()) };
         let factor = ((norm + CLIP_EPSILON)?.recip()? * max_norm)?.minimum(1.0)?;
         for gradient in self.0.iter_mut().flatten() {
             *gradient = gradient.broadcast_mul(&factor)?;
         }
         Ok(())
+    }
+
+    /// The norm as a tensor [1]; `None` where there are no gradients.
+    fn norm_unread(&self) -> Result<Option<Tensor>> {
+        let squares = self.0.iter().flatten().map(|gradient| gradient.flatten_all()?.sqr()?.sum_keepdim(0));
+        let squares = squares.collect::<Result<Vec<_>>>()?;
+        if squares.is_empty() {
+            return Ok(None);
+        }
+        Tensor::cat(&squares, 0)?.sum_keepdim(0)?.sqrt().map(Some)
+    }
+
+    /// Whether all of them are finite, and not so large that their norm is not.
+    ///
+    /// # Errors
+    /// If the device cannot compute.
+    pub fn are_finite(&self) -> Result<bool> {
+        let norm = self.norm_unread()?.map(|norm| norm.to_vec1::<f32>()).transpose()?;
+        Ok(norm.is_none_or(|norm| norm.iter().all(|x| x.is_finite())))
     }
 }
 
@@ -149,5 +163,20 @@ mod tests {
             assert!((unread.norm()? - max_norm.min(gradients()?.norm()?)).abs() < 1e-5);
         }
         Gradients::default().clip_unread(1.0)
+    }
+
+    #[test]
+    fn what_is_not_finite_is_found() -> Result<()> {
+        for (values, finite) in
+            [([1.0f32, -2.0], true), ([1.0, f32::NAN], false), ([f32::NEG_INFINITY, 0.0], false)]
+        {
+            let gradients = Gradients(vec![
+                Some(Tensor::new(&[0.5f32], &Device::Cpu)?),
+                Some(Tensor::new(&values, &Device::Cpu)?),
+            ]);
+            assert_eq!(gradients.are_finite()?, finite, "{values:?}");
+        }
+        assert!(Gradients::default().are_finite()?);
+        Ok(())
     }
 }

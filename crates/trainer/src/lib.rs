@@ -14,6 +14,7 @@ mod evaluate;
 mod freeze;
 mod gradients;
 mod input;
+mod loss_scale;
 mod memory;
 mod metrics;
 mod observer;

@@ -4,6 +4,7 @@
 //! files must not leave a pair that does not belong together.
 
 use crate::averages::AveragedWeights;
+use crate::loss_scale::LossScale;
 use crate::observer::EpochRecord;
 use crate::optimizer::Optimizer;
 use crate::{Error, Result, RunDir, TrainConfig};
@@ -32,6 +33,9 @@ pub(crate) struct Progress {
     pub(crate) step: u64,
     /// Dropout masks drawn.
     pub(crate) noise_calls: u64,
+    /// What losses are multiplied by in f16.
+    #[serde(default)]
+    pub(crate) loss_scale: LossScale,
     /// Training images there are: a resumed run must have as many.
     pub(crate) train_images: usize,
     /// Processes that train: a resumed run must have as many.

@@ -8,7 +8,7 @@ use crate::observer::{EpochRecord, Observer, Outcome, StepInfo};
 use crate::pass::train_pass;
 use crate::scores::{Scores, Sums};
 use crate::state::{Best, EpochSums};
-use crate::{Error, Result, RunDir, TrainConfig, Trainer};
+use crate::{Error, Precision, Result, RunDir, TrainConfig, Trainer};
 use candle_core::{Device, Tensor, Var};
 use serde::Serialize;
 use std::ops::ControlFlow;
@@ -132,7 +132,7 @@ impl Trainer {
             &self.place.device,
         )?;
         let planned = self.planned_images(group.index);
-        let scale = batch.n as f64 / planned as f64;
+        let scale = batch.n as f64 / planned as f64 * self.loss_scale();
         let targets = self.targets(batch)?;
         self.noise.set_first_image(batch.first);
         let pass = || train_pass(&self.model, &xs, &targets, self.config.label_smoothing, scale);
@@ -145,6 +145,11 @@ impl Trainer {
         group.n += batch.n;
         group.next_batch = batch.number + 1;
         Ok(())
+    }
+
+    /// What losses are multiplied by, and gradients divided by afterwards.
+    fn loss_scale(&self) -> f64 {
+        if self.config.dtype == Precision::F16 { self.progress.loss_scale.scale } else { 1.0 }
     }
 
     /// What the network should answer for a batch, on the CPU: the loss makes of it what the device needs.
@@ -198,15 +203,19 @@ impl Trainer {
             self.check_finite(sums, step, lr)?;
             group.scores = Scores::known(sums);
         }
-        let planned = self.planned_images(group.index);
-        if group.n != planned {
-            group.gradients.scale(planned as f64 / group.n as f64)?;
+        let factor = self.planned_images(group.index) as f64 / group.n as f64 / self.loss_scale();
+        if factor != 1.0 {
+            group.gradients.scale(factor)?;
         }
-        if self.config.clip_grad > 0.0 {
-            group.gradients.clip(self.config.clip_grad)?;
+        let finite = self.config.dtype != Precision::F16 || group.gradients.are_finite()?;
+        if finite {
+            if self.config.clip_grad > 0.0 {
+                group.gradients.clip(self.config.clip_grad)?;
+            }
+            self.optimizer.step(&group.gradients, lr)?;
         }
-        self.optimizer.step(&group.gradients, lr)?;
         drop(group.gradients);
+        self.progress.loss_scale.update(finite);
 
         self.progress.step = step;
         self.progress.batch = group.next_batch;
@@ -455,5 +464,42 @@ mod tests {
         assert_eq!(run(false, true).3, Some(1));
         let (steps, _, _, stopped) = run(true, true);
         assert!(stopped.is_some_and(|step| step > 1 && step == steps.len() as u64), "{stopped:?}");
+    }
+
+    /// In f16 a scale at which everything overflows is halved until nothing does, and only then weights move; then the
+    /// network learns as in f32.
+    #[test]
+    fn f16_learns_once_its_losses_are_scaled_well() {
+        let losses = |dtype: &str, scale: f64| {
+            let flags = toml::toml! {
+                model = "lenet5"
+                dataset = "shapes"
+                epochs = 1
+                limit_train = 320
+                limit_test = 10
+                batch_size = 8
+                lr = 0.01
+            };
+            let mut flags = flags;
+            flags.insert("dtype".into(), dtype.into());
+            let config = TrainConfig::resolve(None, &flags).unwrap();
+            let data = TrainData::open(&config).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let dir = RunDir::create(&folder.path().join("run")).unwrap();
+            let mut trainer = Trainer::new(config, &data, dir, &Device::Cpu).unwrap();
+            trainer.progress.loss_scale.scale = scale;
+            let mut heard = Heard::default();
+            trainer.run(&AtomicBool::new(false), &mut heard).unwrap();
+            let losses: Vec<f64> = heard.steps.iter().map(|step| step.loss).collect();
+            (losses, trainer.progress.loss_scale.scale)
+        };
+        let (of_f32, _) = losses("f32", 1.0);
+        let (of_f16, kept) = losses("f16", 65_536.0);
+        let furthest = of_f32.iter().zip(&of_f16).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(furthest < 0.05 && kept <= 65_536.0, "{furthest} {kept}");
+        let (late, halved) = losses("f16", 2f64.powi(40));
+        assert!(halved < 2f64.powi(30), "{halved}");
+        let end = |losses: &[f64]| losses[35..].iter().sum::<f64>() / 5.0;
+        assert!(end(&late) < late[0] && (end(&of_f16) - end(&of_f32)).abs() < 0.02);
     }
 }

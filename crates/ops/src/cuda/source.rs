@@ -120,8 +120,8 @@ pub(super) mod on_cpu {
 static _Thread_local int zoo_index;
 INLINE float bits_to_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
 INLINE unsigned float_to_bits(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
-INLINE float f16_to_float(unsigned short x) { (void)x; return NAN; }
-INLINE unsigned short float_to_f16(float x) { (void)x; return 0; }
+INLINE float f16_to_float(unsigned short x) { _Float16 y; memcpy(&y, &x, 2); return (float)y; }
+INLINE unsigned short float_to_f16(float x) { _Float16 y = (_Float16)x; unsigned short z; memcpy(&z, &y, 2); return z; }
 // To nearest, ties to even, NaN stays.
 INLINE unsigned short float_to_bf16(float x) {
   unsigned bits = float_to_bits(x);

@@ -17,6 +17,7 @@ pub(super) fn address(storage: &CpuStorage) -> Result<u64> {
         CpuStorage::I32(values) => values.as_ptr() as u64,
         CpuStorage::I64(values) => values.as_ptr() as u64,
         CpuStorage::BF16(values) => values.as_ptr() as u64,
+        CpuStorage::F16(values) => values.as_ptr() as u64,
         CpuStorage::F32(values) => values.as_ptr() as u64,
         _ => bail!("a kernel was given another element type"),
     })
@@ -50,10 +51,10 @@ fn error(found: &Tensor, expected: &Tensor) -> Result<f64> {
 }
 
 fn compare(case: &Case, dtype: DType, bound: f64) -> Result<Vec<String>> {
-    // Where bf16 rounds a value onto a kink, its derivative jumps; and sums over a handful of values cancel.
+    // Where bf16 or f16 rounds a value onto a kink, its derivative jumps; and sums over a handful of values cancel.
     let rough =
         ["Relu6", "HardSwish", "HardSigmoid", "[3, 1, 2, 3]"].iter().any(|part| case.name.contains(part));
-    let bound = if dtype == DType::BF16 && rough { 0.1 } else { bound };
+    let bound = if dtype != DType::F32 && rough { 0.1 } else { bound };
     let (output, gradients) = with_gpu_on_cpu(|| evaluate(case, &Device::Cpu, dtype, DType::F32))?;
     let (expected, of_reference) = with_reference(|| evaluate(case, &Device::Cpu, DType::F64, DType::F64))?;
     let pairs = std::iter::once((&output, &expected)).chain(gradients.iter().zip(&of_reference));
@@ -86,6 +87,11 @@ fn kernels_equal_the_reference_in_f32() {
 #[test]
 fn kernels_equal_the_reference_in_bf16() {
     run_all(DType::BF16, 2e-2);
+}
+
+#[test]
+fn kernels_equal_the_reference_in_f16() {
+    run_all(DType::F16, 5e-3);
 }
 
 #[test]

@@ -301,8 +301,7 @@ fn others(cases: &mut Vec<Case>) {
         cases.push(case(format!("cross_entropy {smoothing} weighted {weighted}"), &[&[5, 7]], move |t| {
             let labels = Targets::Classes(Tensor::new(&[3u32, 0, 6, 3, 1], &Device::Cpu)?);
             let weights = Tensor::arange(1f32, 8.0, &device())?;
-            let logits =
-                t[0].to_dtype(if t[0].dtype() == DType::BF16 { DType::F32 } else { t[0].dtype() })?;
+            let logits = logits(&t[0])?;
             zoo_ops::cross_entropy(&logits, &labels, smoothing, weighted.then_some(&weights))
         }));
         cases.push(case(
@@ -311,8 +310,7 @@ fn others(cases: &mut Vec<Case>) {
             move |t| {
                 let soft = candle_nn::ops::softmax(&draw("soft targets", &[5, 7], DType::F32)?, 1)?;
                 let weights = Tensor::arange(1f32, 8.0, &device())?;
-                let logits =
-                    t[0].to_dtype(if t[0].dtype() == DType::BF16 { DType::F32 } else { t[0].dtype() })?;
+                let logits = logits(&t[0])?;
                 zoo_ops::cross_entropy(&logits, &Targets::Soft(soft), smoothing, weighted.then_some(&weights))
             },
         ));
@@ -320,6 +318,11 @@ fn others(cases: &mut Vec<Case>) {
     cases.push(case("mse".into(), &[&[5, 7]], |t| {
         zoo_ops::mse(&t[0], &draw("mse targets", &[5, 7], DType::F32)?.to_dtype(t[0].dtype())?)
     }));
+}
+
+/// As they leave a network.
+fn logits(xs: &Tensor) -> Result<Tensor> {
+    xs.to_dtype(if xs.dtype() == DType::F64 { DType::F64 } else { DType::F32 })
 }
 
 pub(crate) fn all() -> Vec<Case> {

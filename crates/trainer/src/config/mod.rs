@@ -22,6 +22,9 @@ pub enum Precision {
     F32,
     /// Brain floats: 8 bits of precision in the range of f32, half the memory.
     Bf16,
+    /// Half floats: 11 bits of precision, in a range that needs losses to be scaled. For GPUs; a CPU takes its
+    /// reference, which is slow.
+    F16,
 }
 
 impl Precision {
@@ -30,6 +33,7 @@ impl Precision {
         match self {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
         }
     }
 }
