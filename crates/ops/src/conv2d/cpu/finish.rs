@@ -37,12 +37,16 @@ impl<'a, T: Element> Finish<'a, T> {
         if self.scale.is_empty() {
             return;
         }
-        let residual =
-            if self.residual.is_empty() { self.residual } else { &self.residual[at..][..ys.len()] };
+        let residual = self.residual(at, ys.len());
         by_activation!(self.activation, finish::<T>(&self.scale, &self.shift, residual, ys));
     }
 
-    /// The same for products with rows of `channels`, before they are written; if the activation can be computed there.
+    /// What is added to so many elements from the `at`-th on, or nothing.
+    pub(super) fn residual(&self, at: usize, len: usize) -> &[T] {
+        if self.residual.is_empty() { self.residual } else { &self.residual[at..][..len] }
+    }
+
+    /// [`Finish::apply`] for products with rows of `channels`, before they are written; if the activation can be computed there.
     /// A residual is better read from end to end, after them.
     pub(super) fn of_rows(&self, channels: usize, width: usize) -> Option<Rows> {
         let range = match self.activation {

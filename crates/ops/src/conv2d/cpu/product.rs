@@ -165,6 +165,11 @@ pub(super) fn first_column(panel: usize, columns: usize, width: usize) -> usize 
     (panel * width).min(columns.saturating_sub(width))
 }
 
+/// Columns of a panel of a matrix with so many.
+pub(super) fn width_of(columns: usize) -> usize {
+    if columns <= least_width() { least_width() } else { panel_width() }
+}
+
 /// Rows of a tile, at most.
 pub(super) fn tile_height() -> usize {
     KERNELS.best().tiles.len()

@@ -1,7 +1,7 @@
 //! Where transformed tiles lie, and what they are made of.
 
 use super::super::super::Geometry;
-use super::super::product::panel_width;
+use super::super::product::width_of;
 use super::transform::Window;
 use crate::element::Element;
 use std::ops::Range;
@@ -28,7 +28,7 @@ impl Store {
 
     /// A panel's width of channels of each tile together.
     pub(super) fn by_panel(tiles: usize, channels: usize) -> Self {
-        Self { tiles, channels, block: panel_width() }
+        Self { tiles, channels, block: width_of(channels) }
     }
 
     /// The same for so many tiles.
@@ -101,14 +101,15 @@ impl Tiles {
 pub(super) struct Source<'a, T> {
     pub(super) maps: &'a [T],
     pub(super) size: (usize, usize),
-    pub(super) channels: usize,
     pub(super) offset: (usize, usize),
+    /// A pixel of zeros.
+    pub(super) outside: &'a [T],
 }
 
 impl<'a, T: Element> Source<'a, T> {
     pub(super) fn window(&self, image: usize, (y, x): (usize, usize)) -> Window<'a, T> {
-        let len = self.size.0 * self.size.1 * self.channels;
+        let len = self.size.0 * self.size.1 * self.outside.len();
         let corner = (y as isize - self.offset.0 as isize, x as isize - self.offset.1 as isize);
-        Window { image: &self.maps[image * len..][..len], size: self.size, corner, channels: self.channels }
+        Window::new(&self.maps[image * len..][..len], self.size, corner, self.outside)
     }
 }

@@ -17,24 +17,26 @@ mod weight_gradient;
 use super::super::Geometry;
 use super::Weight;
 use super::finish::{End, Finish};
-use super::product::{Left, Out, Right, Word, multiply, panel_width};
+use super::product::{Left, Out, Right, Word, multiply, width_of};
 use crate::dispatch::strict_f32;
 use crate::element::{Element, round};
 use crate::inference::{Form, prepared};
 use crate::parallel::{each, parts, with_scratch};
 use crate::pool::{Buffer, take};
+use crate::simd::bring_nearer;
 use crate::transpose::transpose;
 use candle_core::{DType, TensorId};
 use layout::{GAP, Source, Store, Tiles};
+use std::iter::repeat;
 use std::ops::Range;
 use std::sync::Arc;
 use transform::{
-    F2, F4, Filtering, Target, Window, from_filter_gradients, input_tile, output_gradient_tile, output_tile,
-    to_filters,
+    F2, F4, Filtering, Places, Target, Window, from_filter_gradients, input_tile, output_gradient_tile,
+    output_tile, to_filters,
 };
 pub(super) use weight_gradient::weight_gradient;
 
-/// Whether this kernel is the quickest for a geometry. With channels that do not fill a panel, and below sixty with
+/// Whether this kernel is the quickest for a geometry. With channels that do not fill a register, and below sixty with
 /// F(2×2, 3×3), the transforms cost what the products save, and with few tiles a transformed filter is used too rarely to
 /// be worth reading.
 pub(super) fn serves(g: &Geometry) -> bool {
@@ -42,7 +44,7 @@ pub(super) fn serves(g: &Geometry) -> bool {
     let shape = w.kernel == (3, 3) && w.stride == (1, 1) && w.dilation == (1, 1) && g.groups == 1;
     let padding = w.padding.0 <= 2 && w.padding.1 <= 2;
     let (tiles, channels) = (Tiles::new(g, outputs()).count(), g.c_in.min(g.c_out));
-    let least = if strict_f32() { 64 } else { panel_width().max(16) };
+    let least = if strict_f32() { 64 } else { 16 };
     shape && padding && channels >= least && tiles >= 16 && tiles * channels >= 1024
 }
 
@@ -51,8 +53,8 @@ pub(super) fn outputs() -> usize {
     if strict_f32() { F2::OUTPUTS } else { F4::OUTPUTS }
 }
 
-/// A transform of one tile into its place in every block of every position: `slices[position * blocks + block]`.
-type Transform<T> = fn(Window<'_, T>, &mut [&mut [f32]], Store, usize);
+/// A transform of one tile into its place in every block of every position.
+type Transform<T> = fn(Window<'_, T>, &mut Places<'_>, Store, usize);
 
 /// The transforms of one of the two forms of filtering.
 #[derive(Clone, Copy)]
@@ -101,19 +103,24 @@ struct Filters<'a, T> {
 }
 
 impl<T: Element> Filters<'_, T> {
+    /// Columns of a panel.
+    fn width(&self) -> usize {
+        width_of(self.c_out)
+    }
+
     fn panels(&self) -> usize {
-        self.c_out.div_ceil(panel_width())
+        self.c_out.div_ceil(self.width())
     }
 
     /// Elements of a panel of one position.
     fn panel_len(&self) -> usize {
-        self.c_in * panel_width()
+        self.c_in * self.width()
     }
 
     /// G g Gᵀ for a panel's channels, rounded as `T` stores weights: `out[position]` is [c_in][panel width].
     fn transform(&self, panel: usize, out: &mut [&mut [f32]]) {
         const STEP: usize = 16;
-        let width = panel_width();
+        let width = self.width();
         let channels = panel * width..(panel * width + width).min(self.c_out);
         // [c_in][tap][panel width] for a few channels at a time, so that both sides stay in cache.
         let mut taps = vec![0f32; STEP * 9 * width];
@@ -192,6 +199,10 @@ impl<T: Element> Convolution<'_, T> {
     const LEAST_TILES: usize = 8;
     const LEAST_TASKS: usize = 8;
 
+    /// Bytes of transformed tiles and products that stay in a thread's own cache, and tiles that fill its registers.
+    const BLOCK_BYTES: usize = 512 << 10;
+    const LEAST_BLOCK: usize = 12;
+
     /// Bytes of transformed filters that a task may read over again for its tiles.
     const FILTER_BYTES: usize = 3 << 20;
 
@@ -200,8 +211,8 @@ impl<T: Element> Convolution<'_, T> {
 
     fn run(&self, xs: &[T], finish: &Finish<'_, T>) -> Buffer<T> {
         let mut ys = take::<T>(self.g.pixels() * self.g.c_out);
-        let source =
-            Source { maps: xs, size: self.g.size, channels: self.g.c_in, offset: self.g.window.padding };
+        let outside = vec![T::default(); self.g.c_in];
+        let source = Source { maps: xs, size: self.g.size, offset: self.g.window.padding, outside: &outside };
         let count = self.tiles.count();
         // Few tiles are shared out all the same, evenly for any even number of threads.
         let least = (count / Self::LEAST_TILES).min(Self::LEAST_TASKS);
@@ -211,8 +222,11 @@ impl<T: Element> Convolution<'_, T> {
         if self.positions() * panels * panel_len * size_of::<f32>() <= Self::FILTER_BYTES {
             let filters = self.all_filters();
             each(self.split(&mut ys, &tasks), |_, (strips, at, out)| {
-                self.together(source, &filters, strips, out);
-                finish.apply(at, out);
+                for (strips, start, out) in self.split(out, &self.blocks(strips)) {
+                    let residual = finish.residual(at + start, out.len());
+                    self.together(source, &filters, strips, out, residual);
+                    finish.apply(at + start, out);
+                }
             });
             return ys;
         }
@@ -290,19 +304,39 @@ impl<T: Element> Convolution<'_, T> {
         tasks.iter().zip(parts).map(|(strips, (at, part))| (strips.clone(), at, part)).collect()
     }
 
-    /// All steps for some strips.
-    fn together(&self, source: Source<'_, T>, filters: &[f32], strips: Range<usize>, out: &mut [T]) {
+    /// Strips that a task takes through all steps together.
+    fn blocks(&self, strips: Range<usize>) -> Vec<Range<usize>> {
+        let tile_bytes = self.positions() * (self.g.c_in + self.g.c_out) * size_of::<f32>();
+        let tiles = (Self::BLOCK_BYTES / tile_bytes).clamp(Self::LEAST_BLOCK, Self::TASK_TILES);
+        let step = (tiles / Self::LEAST_BLOCK * Self::LEAST_BLOCK / self.tiles.columns).max(1);
+        strips.clone().step_by(step).map(|first| first..(first + step).min(strips.end)).collect()
+    }
+
+    /// All steps for some strips. `residual` is what will be added to `out`, or empty.
+    fn together(
+        &self,
+        source: Source<'_, T>,
+        filters: &[f32],
+        strips: Range<usize>,
+        out: &mut [T],
+        residual: &[T],
+    ) {
         let panel_len = self.filters.panel_len();
         let ((inputs, products), positions) =
             (self.stores(strips.len() * self.tiles.columns), self.positions());
         with_scratch(inputs.len(positions) + products.len(positions), |scratch| {
             let (seen, result) = scratch.split_at_mut(inputs.len(positions));
-            let mut slices = Vec::with_capacity(positions);
-            for position in seen.chunks_exact_mut(inputs.position_len()) {
-                slices.push(&mut position[..inputs.block_len()]);
-            }
+            let parts = seen.chunks_exact_mut(inputs.position_len());
+            let mut places = Places::new(parts.map(|position| &mut position[..inputs.block_len()]));
+            // What is written at the end comes nearer meanwhile, a tile's share with each tile.
+            let share = out.len().div_ceil(inputs.tiles.max(1)).max(1);
+            let mut later = out.chunks(share).zip(residual.chunks(share).chain(repeat(&[][..])));
             self.tiles.for_each(strips.clone(), |tile, image, corner| {
-                (self.filters.scheme.input)(source.window(image, corner), &mut slices, inputs, tile);
+                if let Some((out, residual)) = later.next() {
+                    bring_nearer(out);
+                    bring_nearer(residual);
+                }
+                (self.filters.scheme.input)(source.window(image, corner), &mut places, inputs, tile);
             });
             let starts = starts(inputs);
             let filters = filters.chunks_exact(self.filters.panels() * panel_len + GAP);
@@ -321,7 +355,7 @@ impl<T: Element> Convolution<'_, T> {
 
     /// The product of one position for a panel of channels: [tile][panel width].
     fn product(&self, seen: &[f32], starts: &[usize], filters: &[f32], result: &mut [f32]) {
-        let width = panel_width();
+        let width = self.filters.width();
         let left = Left { word: Word::Single, data: seen, starts, runs: &[0], run: self.g.c_in, step: 1 };
         let out = Out { data: result, stride: width, columns: width, end: End::Set };
         multiply(left, Right { data: filters, step: width, next: &[] }, out);
@@ -384,9 +418,10 @@ fn transform<T: Element>(
             }
         }
     }
-    each(tasks.into_iter().zip(parts), |_, (strips, mut slices)| {
+    let places = parts.into_iter().map(Places::new);
+    each(tasks.into_iter().zip(places), |_, (strips, mut places)| {
         tiles.for_each(strips, |tile, image, corner| {
-            transform(source.window(image, corner), &mut slices, store, tile);
+            transform(source.window(image, corner), &mut places, store, tile);
         });
     });
 }

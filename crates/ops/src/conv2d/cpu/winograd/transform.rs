@@ -4,6 +4,8 @@
 use super::Store;
 use crate::element::Element;
 use crate::simd::{Vector, vectorised};
+use candle_core::DType;
+use std::marker::PhantomData;
 
 /// The most inputs along a side of a tile.
 const SIDE: usize = 6;
@@ -220,84 +222,228 @@ vectorised! {
 /// An image [height, width, channels] and the pixel at which a tile starts, which may lie outside.
 #[derive(Clone, Copy)]
 pub(super) struct Window<'a, T> {
-    pub(super) image: &'a [T],
-    pub(super) size: (usize, usize),
-    pub(super) channels: usize,
-    pub(super) corner: (isize, isize),
+    image: &'a [T],
+    size: (usize, usize),
+    corner: (isize, isize),
+    /// What pixels outside the image hold: zeros, a pixel's channels of them.
+    outside: &'a [T],
 }
 
-/// The offset of a pixel outside the image.
-const OUTSIDE: usize = usize::MAX;
+impl<'a, T: Element> Window<'a, T> {
+    pub(super) fn new(
+        image: &'a [T],
+        size: (usize, usize),
+        corner: (isize, isize),
+        outside: &'a [T],
+    ) -> Self {
+        assert!(image.len() >= size.0 * size.1 * outside.len());
+        Self { image, size, corner, outside }
+    }
 
-impl<T: Element> Window<'_, T> {
-    /// Offsets in the image of the pixels of a tile of `side` × `side`.
+    /// Where the channels of each pixel of a tile of `side` × `side` are.
     #[inline(always)]
-    fn offsets(&self, side: usize) -> [[usize; SIDE]; SIDE] {
-        let (h, w) = (self.size.0 as isize, self.size.1 as isize);
-        let mut offsets = [[OUTSIDE; SIDE]; SIDE];
-        for (y, row) in offsets.iter_mut().take(side).enumerate() {
-            let at_y = self.corner.0 + y as isize;
-            for (x, offset) in row.iter_mut().take(side).enumerate() {
-                let at_x = self.corner.1 + x as isize;
-                if 0 <= at_y && at_y < h && 0 <= at_x && at_x < w {
-                    *offset = (at_y * w + at_x) as usize * self.channels;
+    fn pixels(&self, side: usize) -> [[*const T; SIDE]; SIDE] {
+        let ((h, w), channels) = (self.size, self.outside.len());
+        let mut pixels = [[self.outside.as_ptr(); SIDE]; SIDE];
+        for (y, row) in pixels.iter_mut().take(side).enumerate() {
+            // Those before the first are beyond the last when they count up from zero.
+            let at_y = self.corner.0.wrapping_add_unsigned(y) as usize;
+            let first = self.image.as_ptr().wrapping_add(at_y.wrapping_mul(w).wrapping_mul(channels));
+            for (x, pixel) in row.iter_mut().take(side).enumerate() {
+                let at_x = self.corner.1.wrapping_add_unsigned(x) as usize;
+                let inside = (at_y < h) & (at_x < w);
+                let at = first.wrapping_add(at_x.wrapping_mul(channels));
+                *pixel = if inside { at } else { *pixel };
+            }
+        }
+        pixels
+    }
+
+    /// Brings the pixels nearer that the tile below, in the next image for the last one, sees and this one does not.
+    #[inline(always)]
+    fn prefetch_below<V: Vector>(&self, side: usize, step: usize) {
+        const LINE_BYTES: usize = 64;
+        let channels = self.outside.len();
+        for y in side..side + step {
+            let at = (self.corner.0 + y as isize) * self.size.1 as isize + self.corner.1 + 1;
+            let row = self.image.as_ptr().wrapping_offset(at * channels as isize).cast::<f32>();
+            for line in (0..step * channels * size_of::<T>()).step_by(LINE_BYTES) {
+                V::prefetch(row.wrapping_byte_add(line));
+            }
+        }
+    }
+}
+
+/// The part of every block of every position that takes some tiles: slices of one length, in the order
+/// [position][block].
+pub(super) struct Places<'a> {
+    starts: Vec<*mut f32>,
+    len: usize,
+    slices: PhantomData<&'a mut [f32]>,
+}
+
+#[expect(unsafe_code, reason = "they stand for slices")]
+// SAFETY: the pointers are those of slices that nothing else refers to.
+unsafe impl Send for Places<'_> {}
+
+impl<'a> Places<'a> {
+    pub(super) fn new(slices: impl IntoIterator<Item = &'a mut [f32]>) -> Self {
+        let (mut len, mut starts) = (usize::MAX, Vec::new());
+        for slice in slices {
+            len = len.min(slice.len());
+            starts.push(slice.as_mut_ptr());
+        }
+        Self { starts, len, slices: PhantomData }
+    }
+}
+
+/// The first `n` elements at a place, all that a register holds if `WHOLE`, and zeros after them.
+///
+/// # Safety
+/// They can be read.
+#[inline(always)]
+#[expect(unsafe_code, reason = "pointers")]
+unsafe fn fetch<V: Vector, T: Element, const WHOLE: bool>(at: *const T, n: usize) -> V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !WHOLE {
+            return V::first_of(std::slice::from_raw_parts(at, n));
+        }
+        if T::DTYPE == DType::BF16 { V::widen(at.cast()) } else { V::load(at.cast()) }
+    }
+}
+
+/// Writes the first `n` lanes, all of them if `WHOLE`, rounded to the elements' type.
+///
+/// # Safety
+/// They can be written.
+#[inline(always)]
+#[expect(unsafe_code, reason = "pointers")]
+unsafe fn put<V: Vector, T: Element, const WHOLE: bool>(value: V, at: *mut T, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !WHOLE {
+            value.write_to(std::slice::from_raw_parts_mut(at, n));
+        } else if T::DTYPE == DType::BF16 {
+            value.narrow(at.cast());
+        } else {
+            value.store(at.cast());
+        }
+    }
+}
+
+/// Calls a function for each register of channels: `$ch` is the first of `$n`, `WHOLE` whether they fill it.
+macro_rules! for_registers {
+    ($v:ident, $channels:expr, ($ch:ident, $n:ident) => $function:ident::<[$($generic:ty),*], WHOLE>($($arg:expr),*)) => {
+        let channels = $channels;
+        for $ch in (0..channels).step_by($v::LANES) {
+            let $n = $v::LANES.min(channels - $ch);
+            #[expect(unsafe_code, reason = "pointers")]
+            // SAFETY: the assertions before.
+            unsafe {
+                if $n == $v::LANES {
+                    $function::<$v, $($generic,)* true>($($arg),*);
+                } else {
+                    $function::<$v, $($generic,)* false>($($arg),*);
                 }
             }
         }
-        offsets
-    }
+    };
+}
 
-    /// A register of channels, from `ch` on, of the pixel at an offset.
+/// A transform of pixels to positions: Bᵀ d B of a tile of inputs, or A dy Aᵀ of one of output gradients.
+trait OfPixels<F: Filtering> {
+    /// Pixels along a side of a tile.
+    const PIXELS: usize;
+    fn along<V: Vector>(line: Line<V>) -> Line<V>;
+}
+
+struct OfInputs;
+
+impl<F: Filtering> OfPixels<F> for OfInputs {
+    const PIXELS: usize = F::INPUTS;
     #[inline(always)]
-    fn at<V: Vector>(&self, offset: usize, ch: usize) -> V {
-        if offset == OUTSIDE {
-            return V::splat(0.0);
-        }
-        V::first_of(&self.image[offset + ch..offset + self.channels])
+    fn along<V: Vector>(line: Line<V>) -> Line<V> {
+        F::input(line)
     }
+}
+
+struct OfOutputGradients;
+
+impl<F: Filtering> OfPixels<F> for OfOutputGradients {
+    const PIXELS: usize = F::OUTPUTS;
+    #[inline(always)]
+    fn along<V: Vector>(line: Line<V>) -> Line<V> {
+        F::output_gradient(line)
+    }
+}
+
+/// A register of channels of a tile: from its pixels, `ch` elements on, to each of its positions, `at` elements on, of the
+/// block whose places start at `out` and come every `blocks`.
+///
+/// # Safety
+/// `n` elements can be read and written there.
+#[inline(always)]
+#[expect(unsafe_code, reason = "pointers")]
+unsafe fn to_positions<V: Vector, T: Element, F: Filtering, P: OfPixels<F>, const WHOLE: bool>(
+    pixels: &[[*const T; SIDE]; SIDE],
+    ch: usize,
+    n: usize,
+    out: *const *mut f32,
+    blocks: usize,
+    at: usize,
+) {
+    let zero = V::splat(0.0);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let columns = line!([zero; SIDE]; x < P::PIXELS => {
+            P::along(line!(zero; y < P::PIXELS => fetch::<V, T, WHOLE>(pixels[y][x].add(ch), n)))
+        });
+        for y in 0..F::INPUTS {
+            let row = P::along(line!(zero; x < P::PIXELS => columns[x][y]));
+            for (x, value) in row.into_iter().take(F::INPUTS).enumerate() {
+                let out = *out.add((y * F::INPUTS + x) * blocks);
+                put::<V, f32, WHOLE>(value, out.add(at), n);
+            }
+        }
+    }
+}
+
+/// All channels of a tile.
+#[inline(always)]
+fn tile_to_positions<V: Vector, T: Element, F: Filtering, P: OfPixels<F>>(
+    window: &Window<'_, T>,
+    out: &mut Places<'_>,
+    store: Store,
+    tile: usize,
+) {
+    let (blocks, channels) = (store.blocks(), store.channels);
+    assert!(window.outside.len() == channels && out.starts.len() >= F::INPUTS * F::INPUTS * blocks);
+    assert!((tile + 1) * store.block <= out.len);
+    let (pixels, starts) = (window.pixels(P::PIXELS), out.starts.as_ptr());
+    window.prefetch_below::<V>(P::PIXELS, F::OUTPUTS);
+    let (mut block, mut first) = (0, 0);
+    for_registers!(V, channels, (ch, n) => to_positions::<[T, F, P], WHOLE>(&pixels, ch, n, {
+        if ch == first + store.block {
+            (block, first) = (block + 1, ch);
+        }
+        starts.add(block)
+    }, blocks, tile * store.block + ch - first));
 }
 
 vectorised! {
-    /// Bᵀ d B of a tile of inputs, the tile `tile` of the slices [position × block].
-    pub(super) fn input_tile<V; T: Element, F: Filtering>(window: Window<'_, T>, out: &mut [&mut [f32]], store: Store, tile: usize) {
-        let (offsets, blocks) = (window.offsets(F::INPUTS), store.blocks());
-        for ch in (0..window.channels).step_by(V::LANES) {
-            let zero = V::splat(0.0);
-            let columns = line!([zero; SIDE]; x < F::INPUTS => {
-                F::input(line!(zero; y < F::INPUTS => window.at(offsets[y][x], ch)))
-            });
-            let (block, at) = (ch / store.block, tile * store.block + ch % store.block);
-            let end = at + V::LANES.min(window.channels - ch);
-            for y in 0..F::INPUTS {
-                let row = F::input(line!(zero; x < F::INPUTS => columns[x][y]));
-                for (x, value) in row.into_iter().take(F::INPUTS).enumerate() {
-                    value.write_to(&mut out[(y * F::INPUTS + x) * blocks + block][at..end]);
-                }
-            }
-        }
+    /// Bᵀ d B of a tile of inputs, the tile `tile` of the places.
+    pub(super) fn input_tile<V; T: Element, F: Filtering>(window: Window<'_, T>, out: &mut Places<'_>, store: Store, tile: usize) {
+        tile_to_positions::<V, T, F, OfInputs>(&window, out, store, tile);
     }
 }
 
 vectorised! {
     /// A dy Aᵀ of a tile of output gradients, placed as by [`input_tile`].
     pub(super) fn output_gradient_tile<V; T: Element, F: Filtering>(
-        window: Window<'_, T>, out: &mut [&mut [f32]], store: Store, tile: usize
+        window: Window<'_, T>, out: &mut Places<'_>, store: Store, tile: usize
     ) {
-        let (offsets, blocks) = (window.offsets(F::OUTPUTS), store.blocks());
-        for ch in (0..window.channels).step_by(V::LANES) {
-            let zero = V::splat(0.0);
-            let columns = line!([zero; SIDE]; x < F::OUTPUTS => {
-                F::output_gradient(line!(zero; y < F::OUTPUTS => window.at(offsets[y][x], ch)))
-            });
-            let (block, at) = (ch / store.block, tile * store.block + ch % store.block);
-            let end = at + V::LANES.min(window.channels - ch);
-            for y in 0..F::INPUTS {
-                let row = F::output_gradient(line!(zero; x < F::OUTPUTS => columns[x][y]));
-                for (x, value) in row.into_iter().take(F::INPUTS).enumerate() {
-                    value.write_to(&mut out[(y * F::INPUTS + x) * blocks + block][at..end]);
-                }
-            }
-        }
+        tile_to_positions::<V, T, F, OfOutputGradients>(&window, out, store, tile);
     }
 }
 
@@ -309,27 +455,54 @@ pub(super) struct Target<'a, T> {
     pub(super) size: (usize, usize),
 }
 
-vectorised! {
-    /// Aᵀ m A of the products of the tile `tile`.
-    pub(super) fn output_tile<V; T: Element, F: Filtering>(products: &[f32], store: Store, tile: usize, target: Target<'_, T>) {
-        let (channels, position_len) = (store.channels, store.position_len());
-        for ch in (0..channels).step_by(V::LANES) {
-            let at = store.at(tile, ch);
-            let zero = V::splat(0.0);
-            let columns = line!([zero; SIDE]; x < F::INPUTS => {
-                let value = |y: usize| &products[(y * F::INPUTS + x) * position_len + at..];
-                F::output(line!(zero; y < F::INPUTS => V::first_of(value(y))))
-            });
-            let end = (ch + V::LANES).min(channels);
-            let rows = target.rows.chunks_exact_mut(target.width * channels).take(target.size.0);
-            for (y, pixels) in rows.enumerate() {
-                let row = F::output(line!(zero; x < F::INPUTS => columns[x][y]));
-                for (x, value) in row.into_iter().take(target.size.1).enumerate() {
-                    let pixel = &mut pixels[(target.column + x) * channels..][..channels];
-                    value.write_to(&mut pixel[ch..end]);
+/// A register of channels of a tile: from the products of its positions, `position_len` apart, to pixels of `channels`
+/// elements in rows of `width`.
+///
+/// # Safety
+/// `n` elements can be written to so many rows and columns as `size` says, and a register can be read at each position.
+#[inline(always)]
+#[expect(unsafe_code, reason = "pointers")]
+unsafe fn to_pixels<V: Vector, T: Element, F: Filtering, const WHOLE: bool>(
+    products: *const f32,
+    position_len: usize,
+    n: usize,
+    out: *mut T,
+    (row_len, channels): (usize, usize),
+    size: (usize, usize),
+) {
+    let zero = V::splat(0.0);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let columns = line!([zero; SIDE]; x < F::INPUTS => {
+            F::output(line!(zero; y < F::INPUTS => V::load(products.add((y * F::INPUTS + x) * position_len))))
+        });
+        for y in 0..F::OUTPUTS {
+            if y == size.0 {
+                return;
+            }
+            let row = F::output(line!(zero; x < F::INPUTS => columns[x][y]));
+            for (x, value) in row.into_iter().take(F::OUTPUTS).enumerate() {
+                if x < size.1 {
+                    put::<V, T, WHOLE>(value, out.add(y * row_len + x * channels), n);
                 }
             }
         }
+    }
+}
+
+vectorised! {
+    /// Aᵀ m A of the products of the tile `tile`.
+    pub(super) fn output_tile<V; T: Element, F: Filtering>(products: &[f32], store: Store, tile: usize, target: Target<'_, T>) {
+        let (channels, position_len, size) = (store.channels, store.position_len(), target.size);
+        let row_len = target.width * channels;
+        assert!(size.0 > 0 && target.column + size.1 <= target.width && size.0 * row_len <= target.rows.len());
+        // Products lie in whole panels, so that a register of them can be read.
+        assert!(store.block % V::LANES == 0 && tile < store.tiles);
+        assert!(F::INPUTS * F::INPUTS * position_len <= products.len());
+        let (from, out) = (products.as_ptr(), target.rows[target.column * channels..].as_mut_ptr());
+        for_registers!(V, channels, (ch, n) => to_pixels::<[T, F], WHOLE>(
+            from.add(store.at(tile, ch)), position_len, n, out.add(ch), (row_len, channels), size
+        ));
     }
 }
 

@@ -3,7 +3,7 @@
 use super::super::super::Geometry;
 use super::super::finish::End;
 use super::super::from_columns;
-use super::super::product::{Left, Out, Right, Word, multiply, panel_width};
+use super::super::product::{Left, Out, Right, Word, multiply, width_of};
 use super::layout::{GAP, Source, Store, Tiles};
 use super::{Scheme, transform};
 use crate::element::Element;
@@ -16,9 +16,10 @@ pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys:
     /// takes of the innermost cache.
     const SUMMED_TILES: usize = 256;
     let scheme = Scheme::<T>::choose();
-    let (tiles, positions, width) = (Tiles::new(g, scheme.side), scheme.positions(), panel_width());
-    let seen = Source { maps: xs, size: g.size, channels: g.c_in, offset: g.window.padding };
-    let moved = Source { maps: dys, size: g.out, channels: g.c_out, offset: (0, 0) };
+    let (tiles, positions, width) = (Tiles::new(g, scheme.side), scheme.positions(), width_of(g.c_out));
+    let outside = vec![T::default(); g.c_in.max(g.c_out)];
+    let seen = Source { maps: xs, size: g.size, offset: g.window.padding, outside: &outside[..g.c_in] };
+    let moved = Source { maps: dys, size: g.out, offset: (0, 0), outside: &outside[..g.c_out] };
     let (panels, panel_len) = (g.c_out.div_ceil(width), g.c_in * width);
     let tasks = tiles.tasks(tiles.count() / SUMMED_TILES);
     let most = tasks.iter().map(ExactSizeIterator::len).max().unwrap_or(0) * tiles.columns;
@@ -43,7 +44,7 @@ pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys:
                         sums.product(position, panel, &mut sum[..panel_len], false);
                     }
                     let positions: Vec<&[f32]> = scratch.chunks_exact(panel_len + GAP).collect();
-                    store_gradients(&scheme, &positions, g.c_in, out);
+                    store_gradients(&scheme, &positions, (g.c_in, width), out);
                 });
             });
             return;
@@ -62,7 +63,7 @@ pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys:
         }
         chunks(&mut dw, panel_len * 9, |panel, out| {
             let of_panel = |position| &total[position * position_len + panel * panel_len..][..panel_len];
-            store_gradients(&scheme, &(0..positions).map(of_panel).collect::<Vec<_>>(), g.c_in, out);
+            store_gradients(&scheme, &(0..positions).map(of_panel).collect::<Vec<_>>(), (g.c_in, width), out);
         });
     });
     dw
@@ -86,7 +87,8 @@ impl<'a> Sums<'a> {
 
     /// The products of one position, summed over tiles, for a panel of output channels: [c_in][panel width].
     fn product(&self, position: usize, panel: usize, out: &mut [f32], accumulate: bool) {
-        let (width, inputs, gradients) = (panel_width(), self.inputs, self.gradients);
+        let (inputs, gradients) = (self.inputs, self.gradients);
+        let width = gradients.block;
         let data = &self.input[position * inputs.position_len()..][..inputs.position_len()];
         let left = Left {
             word: Word::Single,
@@ -104,8 +106,12 @@ impl<'a> Sums<'a> {
 }
 
 /// Gᵀ u G of a panel of output channels, `positions` [c_in][panel width] each, into weights [c_out][c_in][3][3].
-fn store_gradients<T>(scheme: &Scheme<T>, positions: &[&[f32]], c_in: usize, out: &mut [f32]) {
-    let width = panel_width();
+fn store_gradients<T>(
+    scheme: &Scheme<T>,
+    positions: &[&[f32]],
+    (c_in, width): (usize, usize),
+    out: &mut [f32],
+) {
     // The nine taps of the input channel that is being stored.
     let (mut channel, mut taps) = (usize::MAX, vec![0f32; 9 * width]);
     from_columns(out, c_in, 9, |ci, tap, lanes| {
