@@ -1,6 +1,7 @@
 //! Operators that move feature maps around: sums, concatenation, shuffles, flattening. Candle's own
 //! operations are right for these and serve as the reference.
 
+mod concat;
 #[cfg(any(test, feature = "cuda"))]
 mod cuda;
 
@@ -10,7 +11,7 @@ use crate::feature_map::View;
 use crate::parallel::chunks;
 use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
-use crate::slot::{Backward, Gradients, Kernel, Slot};
+use crate::slot::{Backward, Gradients, Kernel, Slot, is_constant};
 use crate::trace::Step;
 use candle_core::{Result, Tensor, bail};
 
@@ -88,6 +89,9 @@ pub fn concat(maps: &[&FeatureMap]) -> Result<FeatureMap> {
     }
     if slots.len() == maps.len() {
         let slots: Vec<&Slot> = slots.iter().collect();
+        if is_constant(&slots, &[]) && slots.iter().all(|slot| slot.dtype() == slots[0].dtype()) {
+            return Ok(FeatureMap::slot(concat::concat(&slots)?));
+        }
         let channels: Vec<usize> = slots.iter().map(|slot| slot.dims().3).collect();
         return Ok(FeatureMap::slot(Stretches::concat(&channels).of(&slots)?));
     }

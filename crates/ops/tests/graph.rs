@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use zoo_ops::{
-    Activation, BatchNorm, Conv2dConfig, FeatureMap, Window2d, activation, add, batch_norm, conv2d,
-    global_avg_pool2d, max_pool2d, with_reference,
+    Activation, BatchNorm, Conv2dConfig, FeatureMap, Window2d, activation, add, batch_norm, concat, conv2d,
+    flatten, global_avg_pool2d, max_pool2d, with_reference,
 };
 
 const CPU: Device = Device::Cpu;
@@ -109,6 +109,51 @@ fn both_backwards_agree() -> Result<()> {
     };
     for (quick, usual) in run(true)?.iter().zip(run(false)?) {
         assert!((quick - usual).abs() <= 1e-5 * usual.abs().max(1.0), "{quick} and {usual}");
+    }
+    Ok(())
+}
+
+/// Without gradients a concatenation waits for its batch-norm and for a longer one; the result is that of one after the
+/// other.
+#[test]
+fn without_gradients_concatenations_are_the_same() -> Result<()> {
+    let norm = |c: usize| -> Result<BatchNorm> {
+        Ok(BatchNorm {
+            weight: Some(values(6, &[c])?),
+            bias: Some(values(7, &[c])?),
+            running_mean: Var::from_tensor(&values(8, &[c])?)?,
+            running_var: Var::from_tensor(&(values(9, &[c])?.sqr()? + 0.5)?)?,
+            eps: 1e-5,
+            momentum: 0.1,
+        })
+    };
+    // In one piece and in several.
+    for (n, c, size) in [(2, 5, (3, 2)), (3, 64, (23, 17))] {
+        let maps = (0..3).map(|i| values(i, &[n, c + i, size.0, size.1])).collect::<Result<Vec<_>>>()?;
+        for dtype in [DType::F32, DType::BF16] {
+            let run = || {
+                let map = |xs: &Tensor| FeatureMap::from_nchw(&xs.to_dtype(dtype)?);
+                let both = concat(&[&map(&maps[0])?, &map(&maps[1])?])?;
+                let all = concat(&[&both, &map(&maps[2])?])?;
+                let c = 3 * c + 3;
+                let normalised = batch_norm(&all, &norm(c)?, None, Activation::Relu, false)?;
+                let bent = activation(&all, Activation::Tanh)?;
+                // A map of one channel is flattened as it is; this one takes several pieces.
+                let flat = flatten(&concat(&[&map(&values(4, &[n, 1, 111, 127])?)?])?)?;
+                let pixels = 111 * 127;
+                let flat = batch_norm(&flat, &norm(pixels)?, None, Activation::Relu, false)?;
+                let flat = concat(&[&flat, &flatten(&concat(&[&map(&values(5, &[n, 1, 111, 127])?)?])?)?])?;
+                // The concatenations are still there to be asked for.
+                let maps = [&normalised, &bent, &flat, &all, &both].map(|map| map.to_nchw()?.flatten_all());
+                let maps = maps.into_iter().collect::<Result<Vec<_>>>()?;
+                Tensor::cat(&maps, 0)?.to_dtype(DType::F32)?.to_vec1::<f32>()
+            };
+            let (waited, one_by_one) = (zoo_ops::no_grad(run)?, with_reference(run)?);
+            for (i, (a, b)) in waited.iter().zip(&one_by_one).enumerate() {
+                let bound = if dtype == DType::F32 { 1e-5 } else { 2e-2 };
+                assert!((a - b).abs() <= bound * b.abs().max(2.0), "{dtype:?} {n} {i}: {a} and {b}");
+            }
+        }
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use crate::feature_map::View;
 use crate::trace::Step;
 use crate::{FeatureMap, Window2d};
 use candle_core::{Result, Tensor, bail};
+pub(crate) use cpu::Finish;
 
 /// What a convolution needs beside its weights; each pair is (height, width).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

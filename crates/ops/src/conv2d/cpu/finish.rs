@@ -1,11 +1,11 @@
-//! What is done to the result of a convolution while it is at hand: `activation(y · scale + shift + residual)`.
+//! What is done to a result, most often of a convolution, while it is at hand: `activation(y · scale + shift + residual)`.
 
 use crate::activation::{Activation, Function, by_activation};
 use crate::element::Element;
 use crate::rows::repeated;
 use crate::simd::{Vector, multiversion};
 
-pub(super) struct Finish<'a, T> {
+pub(crate) struct Finish<'a, T> {
     /// For each channel, repeated until it fills some registers. Empty where nothing is done.
     scale: Vec<f32>,
     shift: Vec<f32>,
@@ -15,7 +15,7 @@ pub(super) struct Finish<'a, T> {
 }
 
 impl<'a, T: Element> Finish<'a, T> {
-    pub(super) fn nothing() -> Self {
+    pub(crate) fn nothing() -> Self {
         Self { scale: Vec::new(), shift: Vec::new(), residual: &[], activation: Activation::Identity }
     }
 
@@ -28,12 +28,12 @@ impl<'a, T: Element> Finish<'a, T> {
     }
 
     /// `residual` may be empty.
-    pub(super) fn new(scale: &[f32], shift: &[f32], residual: &'a [T], activation: Activation) -> Self {
+    pub(crate) fn new(scale: &[f32], shift: &[f32], residual: &'a [T], activation: Activation) -> Self {
         Self { scale: repeated(scale), shift: repeated(shift), residual, activation }
     }
 
     /// To elements of the result, whose first is the `at`-th of all and a pixel's first.
-    pub(super) fn apply(&self, at: usize, ys: &mut [T]) {
+    pub(crate) fn apply(&self, at: usize, ys: &mut [T]) {
         if self.scale.is_empty() {
             return;
         }

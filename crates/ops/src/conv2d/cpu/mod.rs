@@ -15,7 +15,7 @@ use crate::rows::{folded, repeated, sum_rows};
 use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot, is_constant};
 use candle_core::{DType, Result, Tensor, TensorId};
 use deferred::Deferred;
-use finish::Finish;
+pub(crate) use finish::Finish;
 use product::Word;
 use std::sync::Arc;
 
