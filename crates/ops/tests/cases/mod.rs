@@ -101,6 +101,8 @@ const CONVS: &[ConvRow] = &[
     (6, 50, 15, 17, 48, (3, 3), (1, 1), (0, 2), (1, 1), 1),
     (9, 19, 11, 14, 16, (3, 3), (1, 1), (1, 1), (1, 1), 1),
     (9, 16, 14, 11, 37, (3, 3), (1, 1), (1, 0), (1, 1), 1),
+    // So many tiles that several tasks sum weight gradients, each in several blocks.
+    (5, 17, 29, 32, 20, (3, 3), (1, 1), (1, 1), (1, 1), 1),
     // As wide as the map: TextCNN's, and with more channels, strided and padded on the other axis.
     (2, 1, 13, 24, 20, (4, 24), (1, 1), (0, 0), (1, 1), 1),
     (2, 3, 8, 5, 7, (3, 5), (2, 1), (1, 0), (2, 1), 1),

@@ -13,6 +13,7 @@ use crate::parallel::map;
 use crate::pool::Buffer;
 use crate::rows::{folded, repeated, sum_rows};
 use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot, is_constant};
+use crate::transpose::transpose;
 use candle_core::{DType, Result, Tensor, TensorId};
 use deferred::Deferred;
 pub(crate) use finish::Finish;
@@ -129,20 +130,14 @@ pub(super) fn from_columns(
     /// Input channels that are turned round together, in cache.
     const STEP: usize = 16;
     let channels = out.len() / (c_in * taps);
-    let mut lanes = vec![0f32; channels];
-    let mut turned = vec![0f32; channels * STEP * taps];
+    let mut columns = vec![0f32; STEP * taps * channels];
     for first in (0..c_in).step_by(STEP) {
         let len = STEP.min(c_in - first) * taps;
-        for i in 0..len {
-            lanes.fill(0.0);
-            column(first + i / taps, i % taps, &mut lanes);
-            for (out, &lane) in turned[i..].iter_mut().step_by(STEP * taps).zip(&lanes) {
-                *out = lane;
-            }
+        columns.fill(0.0);
+        for (i, lanes) in columns.chunks_exact_mut(channels).take(len).enumerate() {
+            column(first + i / taps, i % taps, lanes);
         }
-        for (out, turned) in out.chunks_exact_mut(c_in * taps).zip(turned.chunks_exact(STEP * taps)) {
-            out[first * taps..][..len].copy_from_slice(&turned[..len]);
-        }
+        transpose(&columns, channels, (len, channels), &mut out[first * taps..], c_in * taps);
     }
 }
 

@@ -5,9 +5,10 @@ use super::super::finish::End;
 use super::super::from_columns;
 use super::super::product::{Left, Out, Right, Word, multiply, width_of};
 use super::layout::{GAP, Source, Store, Tiles};
-use super::{Scheme, transform};
+use super::transform::Places;
+use super::{Scheme, Transform, transform};
 use crate::element::Element;
-use crate::parallel::{buffer, chunks, with_scratch};
+use crate::parallel::{buffer, chunks, map, with_scratch};
 use crate::pool::take;
 use std::ops::Range;
 
@@ -21,6 +22,11 @@ pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys:
     let seen = Source { maps: xs, size: g.size, offset: g.window.padding, outside: &outside[..g.c_in] };
     let moved = Source { maps: dys, size: g.out, offset: (0, 0), outside: &outside[..g.c_out] };
     let (panels, panel_len) = (g.c_out.div_ceil(width), g.c_in * width);
+    let sums_len = positions * (panels * panel_len + GAP);
+    if sums_len * size_of::<f32>() <= OWN_BYTES {
+        let filtering = Filtering { g, scheme, tiles, seen, moved };
+        return filtering.by_task();
+    }
     let tasks = tiles.tasks(tiles.count() / SUMMED_TILES);
     let most = tasks.iter().map(ExactSizeIterator::len).max().unwrap_or(0) * tiles.columns;
     let (inputs, gradients) = (Store::by_panel(most, g.c_in), Store::by_panel(most, g.c_out));
@@ -67,6 +73,106 @@ pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys:
         });
     });
     dw
+}
+
+/// Bytes of the sums of all positions that a task may have for itself.
+const OWN_BYTES: usize = 700 << 10;
+
+/// A weight gradient whose tasks have sums of their own: they are few.
+struct Filtering<'a, T> {
+    g: &'a Geometry,
+    scheme: Scheme<T>,
+    tiles: Tiles,
+    seen: Source<'a, T>,
+    moved: Source<'a, T>,
+}
+
+impl<T: Element> Filtering<'_, T> {
+    /// Tasks that keep several threads busy, and tiles that are worth one.
+    const TASKS: usize = 16;
+    const TASK_TILES: usize = 64;
+
+    /// Bytes of the sums of all tasks together.
+    const BYTES: usize = 5 << 20;
+
+    /// Bytes of the transformed tiles of both sides that stay in a thread's own cache.
+    const BLOCK_BYTES: usize = 256 << 10;
+
+    fn by_task(&self) -> Vec<f32> {
+        let (c_in, c_out, positions) = (self.g.c_in, self.g.c_out, self.scheme.positions());
+        let width = width_of(c_out);
+        let (panels, panel_len) = (c_out.div_ceil(width), c_in * width);
+        let sums_len = positions * panels * panel_len;
+        let most = (Self::BYTES / (sums_len * size_of::<f32>())).clamp(1, Self::TASKS);
+        let tasks = self.tiles.tasks((self.tiles.count() / Self::TASK_TILES).min(most));
+        // [position][panel][c_in][panel width]
+        let partial = map(tasks.len(), |i| {
+            let mut sums = take::<f32>(sums_len);
+            self.sum(tasks[i].clone(), &mut sums);
+            sums
+        });
+        let mut dw = buffer::<f32>(c_out * c_in * 9);
+        chunks(&mut dw, panel_len * 9, |panel, out| {
+            let at = |position| (position * panels + panel) * panel_len;
+            with_scratch(positions * panel_len, |total| {
+                for (position, total) in total.chunks_exact_mut(panel_len).enumerate() {
+                    for (i, sums) in partial.iter().enumerate() {
+                        let sums = &sums[at(position)..][..panel_len];
+                        match i {
+                            0 => total.copy_from_slice(sums),
+                            _ => total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum),
+                        }
+                    }
+                }
+                let positions: Vec<&[f32]> = total.chunks_exact(panel_len).collect();
+                store_gradients(&self.scheme, &positions, (c_in, width), out);
+            });
+        });
+        dw
+    }
+
+    /// The sums of a task, over some strips.
+    fn sum(&self, strips: Range<usize>, sums: &mut [f32]) {
+        let (g, positions) = (self.g, self.scheme.positions());
+        let panel_len = g.c_in * width_of(g.c_out);
+        let tile_bytes = positions * (g.c_in + g.c_out) * size_of::<f32>();
+        let step = (Self::BLOCK_BYTES / tile_bytes / self.tiles.columns.max(1)).max(1);
+        let most = step.min(strips.len()) * self.tiles.columns;
+        let stores = (Store::by_panel(most, g.c_in), Store::by_panel(most, g.c_out));
+        with_scratch(stores.0.len(positions) + stores.1.len(positions), |scratch| {
+            for first in strips.clone().step_by(step) {
+                let block = first..(first + step).min(strips.end);
+                let count = block.len() * self.tiles.columns;
+                let (inputs, gradients) = (stores.0.of(count), stores.1.of(count));
+                let (input, gradient) = scratch.split_at_mut(inputs.len(positions));
+                let gradient = &mut gradient[..gradients.len(positions)];
+                self.place(block.clone(), self.seen, inputs, input, self.scheme.input);
+                self.place(block, self.moved, gradients, gradient, self.scheme.output_gradient);
+                let both = Sums::new((input, inputs), (gradient, gradients));
+                for (i, sums) in sums.chunks_exact_mut(panel_len).enumerate() {
+                    let panels = gradients.blocks();
+                    both.product(i / panels, i % panels, sums, first > strips.start);
+                }
+            }
+        });
+    }
+
+    /// The transformed tiles of some strips.
+    fn place(
+        &self,
+        strips: Range<usize>,
+        source: Source<'_, T>,
+        store: Store,
+        out: &mut [f32],
+        transform: Transform<T>,
+    ) {
+        let positions = out.chunks_exact_mut(store.position_len());
+        let blocks = positions.flat_map(|all| all.chunks_exact_mut(store.block_len()).take(store.blocks()));
+        let mut places = Places::new(blocks);
+        self.tiles.for_each(strips, |tile, image, corner| {
+            transform(source.window(image, corner), &mut places, store, tile);
+        });
+    }
 }
 
 /// The transformed tiles of both sides of a weight gradient.
