@@ -175,7 +175,7 @@ pub(super) fn word_of(g: &Geometry, dtype: DType) -> Word {
 /// Whether products in bf16 are quicker than minimal filtering in f32, which takes a quarter of the products: always on
 /// AMX; in pairs, which are twice as quick as f32, where channels are few.
 pub(super) fn outruns_winograd(g: &Geometry) -> bool {
-    const CHANNELS: usize = 64;
+    const CHANNELS: usize = 32;
     on_tiles(g, DType::BF16) || word_of(g, DType::BF16) == Word::Pair && g.c_in.min(g.c_out) < CHANNELS
 }
 
