@@ -385,6 +385,7 @@ impl<F: Filtering> OfPixels<F> for OfOutputGradients {
 /// `n` elements can be read and written there.
 #[inline(always)]
 #[expect(unsafe_code, reason = "pointers")]
+#[expect(clippy::needless_range_loop, reason = "it indexes what the columns hold")]
 unsafe fn to_positions<V: Vector, T: Element, F: Filtering, P: OfPixels<F>, const WHOLE: bool>(
     pixels: &[[*const T; SIDE]; SIDE],
     ch: usize,
@@ -462,6 +463,7 @@ pub(super) struct Target<'a, T> {
 /// `n` elements can be written to so many rows and columns as `size` says, and a register can be read at each position.
 #[inline(always)]
 #[expect(unsafe_code, reason = "pointers")]
+#[expect(clippy::needless_range_loop, reason = "it indexes what the columns hold")]
 unsafe fn to_pixels<V: Vector, T: Element, F: Filtering, const WHOLE: bool>(
     products: *const f32,
     position_len: usize,
@@ -497,7 +499,7 @@ vectorised! {
         let row_len = target.width * channels;
         assert!(size.0 > 0 && target.column + size.1 <= target.width && size.0 * row_len <= target.rows.len());
         // Products lie in whole panels, so that a register of them can be read.
-        assert!(store.block % V::LANES == 0 && tile < store.tiles);
+        assert!(store.block.is_multiple_of(V::LANES) && tile < store.tiles);
         assert!(F::INPUTS * F::INPUTS * position_len <= products.len());
         let (from, out) = (products.as_ptr(), target.rows[target.column * channels..].as_mut_ptr());
         for_registers!(V, channels, (ch, n) => to_pixels::<[T, F], WHOLE>(

@@ -24,8 +24,8 @@ pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys:
     let (panels, panel_len) = (g.c_out.div_ceil(width), g.c_in * width);
     let sums_len = positions * (panels * panel_len + GAP);
     if sums_len * size_of::<f32>() <= OWN_BYTES {
-        let filtering = Filtering { g, scheme, tiles, seen, moved };
-        return filtering.by_task();
+        let gradient = Gradient { g, scheme, tiles, seen, moved };
+        return gradient.by_task();
     }
     let tasks = tiles.tasks(tiles.count() / SUMMED_TILES);
     let most = tasks.iter().map(ExactSizeIterator::len).max().unwrap_or(0) * tiles.columns;
@@ -79,7 +79,7 @@ pub(in super::super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys:
 const OWN_BYTES: usize = 700 << 10;
 
 /// A weight gradient whose tasks have sums of their own: they are few.
-struct Filtering<'a, T> {
+struct Gradient<'a, T> {
     g: &'a Geometry,
     scheme: Scheme<T>,
     tiles: Tiles,
@@ -87,7 +87,7 @@ struct Filtering<'a, T> {
     moved: Source<'a, T>,
 }
 
-impl<T: Element> Filtering<'_, T> {
+impl<T: Element> Gradient<'_, T> {
     /// Tasks that keep several threads busy, and tiles that are worth one.
     const TASKS: usize = 16;
     const TASK_TILES: usize = 64;
