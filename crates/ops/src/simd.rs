@@ -76,13 +76,17 @@ pub(crate) use compiled_for_each_set;
 #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "a processor instruction"))]
 #[inline]
 pub(crate) fn bring_nearer<T>(memory: &[T]) {
-    const LINE_BYTES: usize = 64;
     #[cfg(target_arch = "x86_64")]
-    for at in (0..size_of_val(memory)).step_by(LINE_BYTES) {
+    {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(memory.as_ptr().cast::<i8>().wrapping_add(at)) }
+        const LINE_BYTES: usize = 64;
+        for at in (0..size_of_val(memory)).step_by(LINE_BYTES) {
+            // SAFETY: a prefetch faults nowhere.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(memory.as_ptr().cast::<i8>().wrapping_add(at)) }
+        }
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = memory;
 }
 
 /// Lanes of the widest register.

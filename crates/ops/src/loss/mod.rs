@@ -101,7 +101,7 @@ fn check_labels(labels: &[u32], (n, classes): (usize, usize)) -> Result<()> {
     }
 }
 
-/// A loss and the number of hits among `logits` [n, classes], as a tensor [2] in f32 on their device: on a GPU nothing
+/// A loss and the number of hits among `logits` [n, classes], as a tensor `[2]` in f32 on their device: on a GPU nothing
 /// waits for them. A row is a hit if its highest logit is that of its label; of equal logits that of the lower class
 /// counts as higher, and a row with a NaN is none.
 ///
