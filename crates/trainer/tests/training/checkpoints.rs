@@ -45,7 +45,9 @@ fn a_checkpoint_is_enough_to_repeat_its_evaluation() {
         for batch_size in [1, 7, 20] {
             let other = report(&last, batch_size);
             assert_eq!((other.n, other.top1, other.top5), (20, repeated.top1, repeated.top5));
-            assert!((other.loss - repeated.loss).abs() < 1e-5, "{} {}", other.loss, repeated.loss);
+            // A few images may be convolved by another algorithm than many.
+            let difference = (other.loss - repeated.loss).abs();
+            assert!(difference < 1e-5 * repeated.loss.max(1.0), "{} {}", other.loss, repeated.loss);
         }
 
         // A folder stands for its best checkpoint.
