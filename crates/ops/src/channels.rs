@@ -335,10 +335,7 @@ impl Kernel for Stretches {
                 ys.fill(T::default());
             }
             for ((xs, &channels), &(from, to, len)) in maps.iter().zip(&self.channels).zip(&self.stretches) {
-                let xs = xs[i * PIXELS * channels..].chunks_exact(channels.max(1));
-                for (y, x) in ys.chunks_exact_mut(self.result).zip(xs) {
-                    y[to..to + len].copy_from_slice(&x[from..from + len]);
-                }
+                copy_channels(&xs[i * PIXELS * channels..], (channels, from), ys, (self.result, to), len);
             }
         });
         ys
@@ -354,15 +351,31 @@ impl Kernel for Stretches {
                     if len < channels {
                         dxs.fill(T::default());
                     }
-                    let dys = dys[i * PIXELS * self.result..].chunks_exact(self.result);
-                    for (dx, dy) in dxs.chunks_exact_mut(channels).zip(dys) {
-                        dx[from..from + len].copy_from_slice(&dy[to..to + len]);
-                    }
+                    copy_channels(
+                        &dys[i * PIXELS * self.result..],
+                        (self.result, to),
+                        dxs,
+                        (channels, from),
+                        len,
+                    );
                 });
                 dxs
             })
         };
         Ok((call.of_map.iter().zip(&self.channels).zip(&self.stretches).map(of_map).collect(), Vec::new()))
+    }
+}
+
+/// Copies `len` channels of pixels to as many pixels as there are in `out`: of a number of channels, from one of them on.
+fn copy_channels<T: Element>(
+    xs: &[T],
+    (c_xs, from): (usize, usize),
+    out: &mut [T],
+    (c_out, to): (usize, usize),
+    len: usize,
+) {
+    for (out, x) in out.chunks_exact_mut(c_out.max(1)).zip(xs.chunks_exact(c_xs.max(1))) {
+        out[to..to + len].copy_from_slice(&x[from..from + len]);
     }
 }
 

@@ -72,21 +72,22 @@ macro_rules! compiled_for_each_set {
 }
 pub(crate) use compiled_for_each_set;
 
-/// Brings memory that is about to be written nearer to the processor.
+/// Brings so many elements from `at` on, which need not be any, nearer to the processor: they are about to be read or
+/// written.
 #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "a processor instruction"))]
-#[inline]
-pub(crate) fn bring_nearer<T>(memory: &[T]) {
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T, len: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         const LINE_BYTES: usize = 64;
-        for at in (0..size_of_val(memory)).step_by(LINE_BYTES) {
+        for line in (0..len * size_of::<T>()).step_by(LINE_BYTES) {
             // SAFETY: a prefetch faults nowhere.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(memory.as_ptr().cast::<i8>().wrapping_add(at)) }
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast::<i8>().wrapping_add(line)) }
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = memory;
+    let _ = (at, len);
 }
 
 /// Lanes of the widest register.

@@ -102,6 +102,16 @@ pub(crate) struct Affine<'a> {
     pub(crate) activation: Activation,
 }
 
+impl Affine<'_> {
+    /// Scale and shift of a map of so many channels; `None` where they are those of more, as of a flattened map.
+    pub(crate) fn of_channels(&self, channels: usize) -> Option<(Vec<f32>, Vec<f32>)> {
+        match self.factors {
+            Some((scale, shift)) => (scale.len() == channels).then(|| (scale.to_vec(), shift.to_vec())),
+            None => Some((vec![1.0; channels], vec![0.0; channels])),
+        }
+    }
+}
+
 impl Slot {
     fn new(dims: Dims, handle: Tensor, values: Arc<Values>, gradient: Gradient) -> Self {
         let lazy = Lazy { dtype: values.dtype(), values: OnceLock::from(values), deferred: Mutex::default() };
@@ -135,8 +145,14 @@ impl Slot {
     }
 
     /// The operator that computes this map, if it has not yet.
-    pub(crate) fn pending(&self) -> Option<Arc<dyn Deferred>> {
+    fn pending(&self) -> Option<Arc<dyn Deferred>> {
         self.values.deferred.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The same, if it is one of that kind. Its result may have been flattened since.
+    pub(crate) fn pending_of<D: Deferred>(&self) -> Option<Arc<D>> {
+        let pending: Arc<dyn Any + Send + Sync> = self.pending()?;
+        pending.downcast().ok()
     }
 
     /// This map normalised, if it is not computed yet. It stays as it is, for others that may ask.

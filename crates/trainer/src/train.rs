@@ -207,7 +207,8 @@ impl Trainer {
         if factor != 1.0 {
             group.gradients.scale(factor)?;
         }
-        let finite = self.config.dtype != Precision::F16 || group.gradients.are_finite()?;
+        let scaled = self.config.dtype == Precision::F16;
+        let finite = !scaled || group.gradients.are_finite()?;
         if finite {
             if self.config.clip_grad > 0.0 {
                 group.gradients.clip(self.config.clip_grad)?;
@@ -215,7 +216,9 @@ impl Trainer {
             self.optimizer.step(&group.gradients, lr)?;
         }
         drop(group.gradients);
-        self.progress.loss_scale.update(finite);
+        if scaled {
+            self.progress.loss_scale.update(finite);
+        }
 
         self.progress.step = step;
         self.progress.batch = group.next_batch;
@@ -413,6 +416,16 @@ mod tests {
         }
     }
 
+    /// A new run, and the folder that it lies in.
+    fn trainer(flags: &toml::Table) -> (tempfile::TempDir, Trainer) {
+        let config = TrainConfig::resolve(None, flags).unwrap();
+        let data = TrainData::open(&config).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::create(&folder.path().join("run")).unwrap();
+        let trainer = Trainer::new(config, &data, dir, &Device::Cpu).unwrap();
+        (folder, trainer)
+    }
+
     /// What became of a run of 2 epochs of 25 steps of two passes each: the steps that its observer heard of, its log
     /// without times, its weights, and where it stopped.
     fn run(as_on_a_gpu: bool, stops: bool) -> (Vec<StepInfo>, String, Vec<Vec<f32>>, Option<u64>) {
@@ -428,11 +441,7 @@ mod tests {
             log_every = 5
             save_every = 17
         };
-        let config = TrainConfig::resolve(None, &flags).unwrap();
-        let data = TrainData::open(&config).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let dir = RunDir::create(&folder.path().join("run")).unwrap();
-        let mut trainer = Trainer::new(config, &data, dir, &Device::Cpu).unwrap();
+        let (folder, mut trainer) = trainer(&flags);
         if as_on_a_gpu {
             trainer.reads_late = true;
             trainer.store_images(usize::MAX).unwrap();
@@ -471,7 +480,7 @@ mod tests {
     #[test]
     fn f16_learns_once_its_losses_are_scaled_well() {
         let losses = |dtype: &str, scale: f64| {
-            let flags = toml::toml! {
+            let mut flags = toml::toml! {
                 model = "lenet5"
                 dataset = "shapes"
                 epochs = 1
@@ -480,13 +489,8 @@ mod tests {
                 batch_size = 8
                 lr = 0.01
             };
-            let mut flags = flags;
             flags.insert("dtype".into(), dtype.into());
-            let config = TrainConfig::resolve(None, &flags).unwrap();
-            let data = TrainData::open(&config).unwrap();
-            let folder = tempfile::tempdir().unwrap();
-            let dir = RunDir::create(&folder.path().join("run")).unwrap();
-            let mut trainer = Trainer::new(config, &data, dir, &Device::Cpu).unwrap();
+            let (_folder, mut trainer) = trainer(&flags);
             trainer.progress.loss_scale.scale = scale;
             let mut heard = Heard::default();
             trainer.run(&AtomicBool::new(false), &mut heard).unwrap();

@@ -11,7 +11,6 @@ use crate::inference::is_running;
 use crate::slot::{self, Affine, Normalised, Slot, Values};
 use crate::timing::Place;
 use candle_core::{Result, Tensor};
-use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -82,9 +81,7 @@ impl Deferred {
 
     /// The convolution whose result this one sees, if that is not computed yet.
     fn before(&self) -> Option<Arc<Self>> {
-        let pending: Arc<dyn Any + Send + Sync> = self.xs.pending()?;
-        let before: Arc<Self> = pending.downcast().ok()?;
-        // A map may have been flattened in between.
+        let before: Arc<Self> = self.xs.pending_of()?;
         let seen = (self.g.n, self.g.size, self.g.c_in);
         ((before.g.n, before.g.out, before.g.c_out) == seen).then_some(before)
     }
@@ -96,15 +93,8 @@ impl slot::Deferred for Deferred {
     }
 
     fn normalised(&self, norm: &Affine<'_>) -> Result<Option<Normalised>> {
-        // Of a flattened map it has more channels than the convolution.
-        let fits = norm.factors.is_none_or(|(scale, _)| scale.len() == self.g.c_out);
-        if self.norm.is_some() || !fits {
-            return Ok(None);
-        }
-        let (scale, mut shift) = match norm.factors {
-            Some((scale, shift)) => (scale.to_vec(), shift.to_vec()),
-            None => (vec![1.0; self.g.c_out], vec![0.0; self.g.c_out]),
-        };
+        let factors = norm.of_channels(self.g.c_out).filter(|_| self.norm.is_none());
+        let Some((scale, mut shift)) = factors else { return Ok(None) };
         // The bias is normalised too.
         if let Some(bias) = &self.bias {
             for ((shift, scale), bias) in shift.iter_mut().zip(&scale).zip(&*Elements::<f32>::of(bias)?) {

@@ -10,6 +10,7 @@
 //! While the transformed filters are small, a task takes a few tiles through all three steps, which stay in its
 //! cache; beyond that, the steps follow each other over all tiles, and tasks share the positions out.
 
+mod filtering;
 mod layout;
 mod transform;
 mod weight_gradient;
@@ -23,16 +24,16 @@ use crate::element::{Element, round};
 use crate::inference::{Form, prepared};
 use crate::parallel::{each, parts, with_scratch};
 use crate::pool::{Buffer, take};
-use crate::simd::bring_nearer;
+use crate::simd::prefetch;
 use crate::transpose::transpose;
 use candle_core::{DType, TensorId};
+use filtering::{F2, F4, Filtering};
 use layout::{GAP, Source, Store, Tiles};
 use std::iter::repeat;
 use std::ops::Range;
 use std::sync::Arc;
 use transform::{
-    F2, F4, Filtering, Places, Target, Window, from_filter_gradients, input_tile, output_gradient_tile,
-    output_tile, to_filters,
+    Places, Target, Window, from_filter_gradients, input_tile, output_gradient_tile, output_tile, to_filters,
 };
 pub(super) use weight_gradient::weight_gradient;
 
@@ -326,15 +327,14 @@ impl<T: Element> Convolution<'_, T> {
             (self.stores(strips.len() * self.tiles.columns), self.positions());
         with_scratch(inputs.len(positions) + products.len(positions), |scratch| {
             let (seen, result) = scratch.split_at_mut(inputs.len(positions));
-            let parts = seen.chunks_exact_mut(inputs.position_len());
-            let mut places = Places::new(parts.map(|position| &mut position[..inputs.block_len()]));
+            let mut places = Places::of(inputs, seen);
             // What is written at the end comes nearer meanwhile, a tile's share with each tile.
             let share = out.len().div_ceil(inputs.tiles.max(1)).max(1);
             let mut later = out.chunks(share).zip(residual.chunks(share).chain(repeat(&[][..])));
             self.tiles.for_each(strips.clone(), |tile, image, corner| {
                 if let Some((out, residual)) = later.next() {
-                    bring_nearer(out);
-                    bring_nearer(residual);
+                    prefetch(out.as_ptr(), out.len());
+                    prefetch(residual.as_ptr(), residual.len());
                 }
                 (self.filters.scheme.input)(source.window(image, corner), &mut places, inputs, tile);
             });

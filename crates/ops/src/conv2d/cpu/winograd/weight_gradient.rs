@@ -166,9 +166,7 @@ impl<T: Element> Gradient<'_, T> {
         out: &mut [f32],
         transform: Transform<T>,
     ) {
-        let positions = out.chunks_exact_mut(store.position_len());
-        let blocks = positions.flat_map(|all| all.chunks_exact_mut(store.block_len()).take(store.blocks()));
-        let mut places = Places::new(blocks);
+        let mut places = Places::of(store, out);
         self.tiles.for_each(strips, |tile, image, corner| {
             transform(source.window(image, corner), &mut places, store, tile);
         });
