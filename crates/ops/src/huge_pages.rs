@@ -1,8 +1,8 @@
-//! Memory in pages of 2 MiB, for weights that every image needs.
+//! Memory in pages of 2 MiB, for weights that every image needs and for large maps.
 //!
 //! A page of 4 KiB needs an entry in the processor's table of translations, which holds some thousands of them: 45 MB of
-//! weights miss it at every page. Buffers that come and go are better off without large pages, of which they leave much
-//! unused, so only what is kept is asked for.
+//! weights miss it at every page. What is small and comes and goes is better off without large pages, of which it leaves
+//! much unused, so only what is kept is asked for.
 
 /// The system's page of the next size.
 #[cfg(target_os = "linux")]
@@ -15,7 +15,7 @@ const MADV_COLLAPSE: libc::c_int = 25;
 /// Moves the whole pages within a slice that stays where it is into large ones, if the system has any. What the
 /// slice holds stays as it is.
 #[cfg(target_os = "linux")]
-pub(crate) fn collapse(data: &[f32]) {
+pub(crate) fn collapse<T>(data: &[T]) {
     let start = (data.as_ptr() as usize).next_multiple_of(PAGE);
     let end = (data.as_ptr() as usize + size_of_val(data)) / PAGE * PAGE;
     if start >= end {
@@ -46,5 +46,35 @@ pub(crate) fn collapse(data: &[f32]) {
     }
 }
 
+/// [`collapse`] for memory that has not been written to, and may have no pages at all yet.
+pub(crate) fn collapse_new<T: Default>(data: &mut [T]) {
+    #[cfg(target_os = "linux")]
+    {
+        // A large page can only take the place of some that are there.
+        for element in data.iter_mut().step_by(PAGE / size_of::<T>()) {
+            *std::hint::black_box(element) = T::default();
+        }
+        collapse(data);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = data;
+}
+
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn collapse(_: &[f32]) {}
+pub(crate) fn collapse<T>(_: &[T]) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_stay() {
+        // Some whole pages and parts of two, whatever their size is.
+        let mut memory = vec![0u32; 2_000_003];
+        collapse_new(&mut memory);
+        assert!(memory.iter().all(|&x| x == 0));
+        (0..).zip(&mut memory).for_each(|(i, x)| *x = i);
+        collapse(&memory);
+        assert!((0..).zip(&memory).all(|(i, &x)| x == i));
+    }
+}

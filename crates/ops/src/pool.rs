@@ -2,6 +2,7 @@
 //! before need neither be faulted in nor cleared, and some of it is still in cache.
 
 use crate::element::Element;
+use crate::huge_pages::collapse_new;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,6 +10,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// How many times larger than what is asked for a buffer may be: a small map must not occupy the memory that a
 /// large one will want next.
 const SLACK: usize = 4;
+
+/// Bytes from which a buffer gets large pages: less leave too much of the last one unused.
+const LARGE_BYTES: usize = 4 << 20;
 
 /// Free buffers of one element type.
 pub(crate) struct Pool<T>(Mutex<State<T>>);
@@ -74,7 +78,15 @@ pub(crate) fn take<T: Element>(len: usize) -> Buffer<T> {
         state.remove(largest);
     }
     drop(state);
-    Buffer { memory: found.unwrap_or_else(|| vec![T::default(); len]), len }
+    Buffer { memory: found.unwrap_or_else(|| new(len)), len }
+}
+
+fn new<T: Element>(len: usize) -> Vec<T> {
+    let mut memory = vec![T::default(); len];
+    if size_of_val(&memory[..]) >= LARGE_BYTES {
+        collapse_new(&mut memory);
+    }
+    memory
 }
 
 impl<T: Element> Buffer<T> {
