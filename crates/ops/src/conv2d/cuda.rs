@@ -2,10 +2,9 @@
 //! is alone.
 
 use super::Geometry;
-use crate::Window2d;
 use crate::cuda::{
     Arg, Gradients, Map, Operator, column_sums, launch, launch_rows, merged, parts, pointer, record,
-    uninitialised,
+    uninitialised, window_args,
 };
 use candle_core::{DType, Result, Tensor};
 
@@ -91,11 +90,7 @@ fn depthwise(xs: &Map, weight: &Tensor, g: Geometry) -> Result<Map> {
 
 /// Input, channels, output and window, as the kernels take them.
 fn sizes(g: &Geometry) -> Vec<Arg> {
-    let map = [g.size.0, g.size.1, g.c_in, g.out.0, g.out.1];
-    let Window2d { kernel, stride, padding, dilation, .. } = g.window;
-    let of_window =
-        [kernel, stride, padding, dilation].map(|(a, b)| [Arg::Int(a as i32), Arg::Int(b as i32)]);
-    map.into_iter().map(Arg::from).chain(of_window.into_iter().flatten()).collect()
+    window_args([g.size.0, g.size.1, g.c_in, g.out.0, g.out.1], &g.window)
 }
 
 struct Depthwise {

@@ -22,6 +22,7 @@ pub(crate) use graph::{Gradients, Map, Operator, computed, record};
 #[cfg(feature = "nccl")]
 pub use nccl::{Nccl, NcclId};
 
+use crate::Window2d;
 use crate::activation::Activation;
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
@@ -61,6 +62,13 @@ impl From<f32> for Arg {
     fn from(value: f32) -> Self {
         Self::Float(value)
     }
+}
+
+/// Height and width of a map, its channels, height and width of the result, and what a window is given by.
+pub(crate) fn window_args(map: [usize; 5], window: &Window2d) -> Vec<Arg> {
+    let Window2d { kernel, stride, padding, dilation, .. } = *window;
+    let of_window = [kernel, stride, padding, dilation].map(|(y, x)| [Arg::from(y), Arg::from(x)]);
+    map.into_iter().map(Arg::from).chain(of_window.into_iter().flatten()).collect()
 }
 
 /// How many threads run a kernel.

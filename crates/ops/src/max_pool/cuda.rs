@@ -1,7 +1,7 @@
 //! Max pooling on a GPU; each output remembers the tap that won.
 
 use crate::Window2d;
-use crate::cuda::{Arg, Gradients, Map, Operator, launch, pointer, record, uninitialised};
+use crate::cuda::{Arg, Gradients, Map, Operator, launch, pointer, record, uninitialised, window_args};
 use candle_core::{DType, Result, Tensor};
 
 pub(super) fn max_pool2d(xs: &Map, window: &Window2d, out: (usize, usize)) -> Result<Map> {
@@ -9,18 +9,11 @@ pub(super) fn max_pool2d(xs: &Map, window: &Window2d, out: (usize, usize)) -> Re
     let (device, dtype) = (values.device(), values.dtype());
     let ys = uninitialised((n, out.0, out.1, c), dtype, device)?;
     let winners = uninitialised((n, out.0, out.1, c), DType::I32, device)?;
-    let sizes = sizes(window, [h, w, c, out.0, out.1]);
+    let sizes = window_args([h, w, c, out.0, out.1], window);
     let mut args = vec![pointer(values)?, pointer(&ys)?, pointer(&winners)?];
     args.extend(&sizes);
     launch(device, "max_pool", dtype, ys.elem_count(), &args)?;
     record(&[xs], &[], ys, || Op { winners, sizes, dims: (n, h, w, c) })
-}
-
-fn sizes(window: &Window2d, map: [usize; 5]) -> Vec<Arg> {
-    let Window2d { kernel, stride, padding, dilation, .. } = *window;
-    let of_window =
-        [kernel, stride, padding, dilation].map(|(a, b)| [Arg::Int(a as i32), Arg::Int(b as i32)]);
-    map.into_iter().map(Arg::from).chain(of_window.into_iter().flatten()).collect()
 }
 
 struct Op {
