@@ -152,14 +152,14 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
 
 fn text(e: &Evaluation) -> String {
     let mut text = format!(
-        "{} on the {} {} of {} ({})\n\n\
+        "{} on the {} {}s of {} ({})\n\n\
          top-1     {:>7.2} %\n\
          top-5     {:>7.2} %\n\
          loss      {:>7.4}\n\
          images/s  {:>7}    ({})",
         e.model,
         thousands(e.n),
-        CatalogEntry::find(&e.dataset).map_or("images", CatalogEntry::records),
+        CatalogEntry::find(&e.dataset).map_or("image", CatalogEntry::record),
         e.dataset,
         e.split,
         e.top1,

@@ -156,16 +156,23 @@ fn settings(run: &RunInfo<'_>, compute: &str) -> String {
     let (epochs, batches) = (count(c.epochs, "epoch"), count(run.batches, "batch"));
     let steps = count(usize::try_from(run.total_steps).unwrap_or(usize::MAX), "step");
     let images = [run.train_images, run.val_images].map(|n| thousands(n as u64));
-    let records = CatalogEntry::find(&c.dataset).map_or("images", CatalogEntry::records);
+    let record = CatalogEntry::find(&c.dataset).map_or("image", CatalogEntry::record);
     let [c_in, side] = [c.in_chans, c.image_size].map(Option::unwrap_or_default);
-    let input = dims([c_in, side, side]);
-    let batch = count(c.batch_size, "image");
+    let input = match record {
+        // A place for each word.
+        "sentence" => format!("sentences of up to {}", count(side * side, "word")),
+        _ => {
+            let input = dims([c_in, side, side]);
+            format!("{input}, mean {}, std {}, augment {}", list(&c.mean), list(&c.std), c.augment)
+        }
+    };
+    let batch = count(c.batch_size, record);
     let batch = if run.ranks > 1 { format!("{} × {batch}", run.ranks) } else { batch };
     let rows = [
         ("model", model(run)),
         ("weights", start(run)),
-        ("data", format!("{}, {} training and {} validation {records}", c.dataset, images[0], images[1])),
-        ("input", format!("{input}, mean {}, std {}, augment {}", list(&c.mean), list(&c.std), c.augment)),
+        ("data", format!("{}, {} training and {} validation {record}s", c.dataset, images[0], images[1])),
+        ("input", input),
         ("training", format!("{epochs} of {batches} of {batch}, {steps}")),
         ("optimizer", optimizer(c)),
         ("schedule", schedule(c)),

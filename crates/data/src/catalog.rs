@@ -280,9 +280,9 @@ impl CatalogEntry {
         self.files.iter().filter(move |file| file.split == split)
     }
 
-    /// What its records are, in words.
-    pub fn records(&self) -> &'static str {
-        if self.format == Format::Text { "sentences" } else { "images" }
+    /// What one of its records is: an image or a sentence.
+    pub fn record(&self) -> &'static str {
+        if self.format == Format::Text { "sentence" } else { "image" }
     }
 
     /// Classes, shape and statistics, as an opened set has them; for a folder without its classes.
