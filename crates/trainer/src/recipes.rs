@@ -27,7 +27,7 @@ const FAMILIES: &[(&str, &str)] = &[
     ("vgg", "lr = 0.02"),
     ("nin", "lr = 0.02"),
     ("squeezenet", "lr = 0.02"),
-    ("textcnn", "dataset = \"text\"\nbatch_size = 50\nlr = 0.05\nweight_decay = 1e-4\naugment = \"none\""),
+    ("textcnn", "dataset = \"text\"\nbatch_size = 50\naugment = \"none\""),
     ("cifar_resnet", "weight_decay = 1e-4"),
     // Its normalisations have no scale, and its first convolution whitens.
     ("airbench", "freeze = [\"0.weight\", \"*.norm?.weight\"]\nnorm_bias_lr_scale = 64.0"),
