@@ -16,9 +16,6 @@ use zoo_trainer::{ClassAccuracy, DATA_SEED, evaluate};
 /// Skipped images that are named one by one.
 const WARNINGS: usize = 10;
 
-/// The name of sets of sentences.
-const TEXT: &str = "text";
-
 /// Arguments of `zoo eval`.
 #[derive(Debug, clap::Args)]
 #[command(override_usage = "\
@@ -92,13 +89,14 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
         .data_dir
         .clone()
         .or_else(|| run.filter(|config| config.dataset == name).and_then(|config| config.data_dir));
+    let has_sentences = CatalogEntry::find(&name).is_ok_and(CatalogEntry::has_sentences);
     let dataset = match (found.reading()?, &data_dir) {
         // Other sentences than those trained on are read with the same words and classes.
-        (Some(reading), Some(path)) if name == TEXT => {
+        (Some(reading), Some(path)) if has_sentences => {
             zoo_data::open_text(path, split, Some(&reading), DATA_SEED)?
         }
-        (Some(_), _) if name != TEXT => bail!("these weights read sentences; {name} has images"),
-        (None, _) if name == TEXT => bail!("these weights see images; {name} has sentences"),
+        (Some(_), _) if !has_sentences => bail!("these weights read sentences; {name} has images"),
+        (None, _) if has_sentences => bail!("these weights see images; {name} has sentences"),
         _ => zoo_data::open(&name, split, data_dir.as_deref(), DATA_SEED)?,
     };
     let dataset = args.limit_test.map_or(dataset.clone(), |n| dataset.limit(n, DATA_SEED));

@@ -156,15 +156,15 @@ fn settings(run: &RunInfo<'_>, compute: &str) -> String {
     let (epochs, batches) = (count(c.epochs, "epoch"), count(run.batches, "batch"));
     let steps = count(usize::try_from(run.total_steps).unwrap_or(usize::MAX), "step");
     let images = [run.train_images, run.val_images].map(|n| thousands(n as u64));
-    let record = CatalogEntry::find(&c.dataset).map_or("image", CatalogEntry::record);
+    let entry = CatalogEntry::find(&c.dataset).ok();
+    let record = entry.map_or("image", CatalogEntry::record);
     let [c_in, side] = [c.in_chans, c.image_size].map(Option::unwrap_or_default);
-    let input = match record {
+    let input = if entry.is_some_and(CatalogEntry::has_sentences) {
         // A place for each word.
-        "sentence" => format!("sentences of up to {}", count(side * side, "word")),
-        _ => {
-            let input = dims([c_in, side, side]);
-            format!("{input}, mean {}, std {}, augment {}", list(&c.mean), list(&c.std), c.augment)
-        }
+        format!("sentences of up to {}", count(side * side, "word"))
+    } else {
+        let input = dims([c_in, side, side]);
+        format!("{input}, mean {}, std {}, augment {}", list(&c.mean), list(&c.std), c.augment)
     };
     let batch = count(c.batch_size, record);
     let batch = if run.ranks > 1 { format!("{} × {batch}", run.ranks) } else { batch };

@@ -280,9 +280,14 @@ impl CatalogEntry {
         self.files.iter().filter(move |file| file.split == split)
     }
 
+    /// Whether its records are sentences rather than images.
+    pub fn has_sentences(&self) -> bool {
+        self.format == Format::Text
+    }
+
     /// What one of its records is: an image or a sentence.
     pub fn record(&self) -> &'static str {
-        if self.format == Format::Text { "sentence" } else { "image" }
+        if self.has_sentences() { "sentence" } else { "image" }
     }
 
     /// Classes, shape and statistics, as an opened set has them; for a folder without its classes.

@@ -113,12 +113,6 @@ pub(crate) trait Vector: Copy {
     /// No less than `low` and no more than `high`; NaN stays NaN.
     fn clamp(self, low: Self, high: Self) -> Self;
 
-    /// Brings the memory at `at`, which need not be any, nearer to the processor.
-    #[inline(always)]
-    fn prefetch(at: *const f32) {
-        let _ = at;
-    }
-
     /// Which element of a group [`Vector::spread`] takes.
     type Choice: Copy;
 
@@ -436,12 +430,6 @@ macro_rules! x86_vector {
             fn clamp(self, low: Self, high: Self) -> Self {
                 // SAFETY: as above. Of a NaN and a number these take the second.
                 Self(unsafe { $min(high.0, $max(low.0, self.0)) })
-            }
-
-            #[inline(always)]
-            fn prefetch(at: *const f32) {
-                // SAFETY: a prefetch faults nowhere.
-                unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
             }
 
             type Choice = [i32; $lanes];

@@ -15,7 +15,7 @@ use crate::element::Element;
 use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
-use crate::simd::{Portable, Vector};
+use crate::simd::{Portable, Vector, prefetch};
 use candle_core::DType;
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
@@ -271,14 +271,14 @@ unsafe fn compute<V: Vector, const M: usize>(tile: &Tile<'_>) {
         }
         let (mut right, mut next) = (tile.right, tile.next);
         for i in 0..M {
-            V::prefetch(tile.out.wrapping_add(i * tile.stride));
+            prefetch(tile.out.wrapping_add(i * tile.stride), 1);
         }
         for &run in tile.runs {
             // Runs of one have a loop of their own, in which nothing but the columns' places is read.
             if tile.run == 1 {
                 step(&mut sums, &rows, run, right);
                 right = right.wrapping_add(tile.right_step);
-                V::prefetch(next);
+                prefetch(next, 1);
                 next = next.wrapping_add(tile.next_step);
                 continue;
             }
@@ -287,7 +287,7 @@ unsafe fn compute<V: Vector, const M: usize>(tile: &Tile<'_>) {
                 step(&mut sums, &rows, at, right);
                 at += tile.step;
                 right = right.wrapping_add(tile.right_step);
-                V::prefetch(next);
+                prefetch(next, 1);
                 next = next.wrapping_add(tile.next_step);
             }
         }
@@ -338,11 +338,11 @@ macro_rules! avx512_tile {
                 for (i, row) in rows.iter_mut().enumerate() {
                     *row = row.add(*tile.starts.get_unchecked(i));
                     if $rounds && tile.rounded {
-                        Avx512::prefetch(tile.out.cast::<bf16>().wrapping_add(i * tile.stride).cast());
+                        prefetch(tile.out.cast::<bf16>().wrapping_add(i * tile.stride), 1);
                         continue;
                     }
                     for register in 0..REGISTERS {
-                        Avx512::prefetch(tile.out.wrapping_add(i * tile.stride + register * Avx512::LANES));
+                        prefetch(tile.out.wrapping_add(i * tile.stride + register * Avx512::LANES), 1);
                     }
                 }
                 if tile.runs.is_empty() || tile.run == 0 {

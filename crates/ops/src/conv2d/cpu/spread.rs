@@ -11,7 +11,7 @@ use crate::dispatch::PerSet;
 use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
-use crate::simd::{Portable, Vector};
+use crate::simd::{Portable, Vector, prefetch};
 use std::ops::Range;
 
 /// The widths of groups that there are kernels for.
@@ -272,7 +272,7 @@ unsafe fn compute_tile<V: Vector, const G: usize, const M: usize>(tile: &Tile<'_
         for panel in tile.panels.clone() {
             let first = first_column(panel, tile.channels, width);
             for _ in 0..tile.lines {
-                V::prefetch(next);
+                prefetch(next, 1);
                 next = next.wrapping_add(LINE);
             }
             let mut sums = [[V::splat(0.0); 2]; M];
