@@ -57,6 +57,7 @@ def arguments():
     parser.add_argument("--dtypes", nargs="+", choices=["f32", "bf16"], default=["f32"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=SETTINGS["lr"], help="as in `zoo train`")
     parser.add_argument("--clip-grad", type=float, default=0, help="as in `zoo train`; 0 for none")
     parser.add_argument("--zoo", default=str(REPOSITORY / "target/release/zoo"), help="the binary")
     parser.add_argument("--csv", type=pathlib.Path, help="a row for each run; may be there already")
@@ -88,7 +89,7 @@ def command(args, model, dtype, folder):
         words += ["--dataset", "text", "--data-dir", str(folder)]
     else:
         words += ["--dataset", "shapes", "--limit-train", str(IMAGES), "--limit-test", "16"]
-    options = SETTINGS | {"clip-grad": args.clip_grad, "seed": args.seed, "threads": args.threads}
+    options = SETTINGS | {"lr": args.lr, "clip-grad": args.clip_grad, "seed": args.seed, "threads": args.threads}
     return words + [word for option, value in options.items() for word in (f"--{option}", str(value))]
 
 
@@ -125,7 +126,7 @@ def train(args, model, dtype):
         "train_top1": round(last["train_top1"], 2),
         "train_loss": "" if last["train_loss"] is None else f"{last['train_loss']:.4g}",
         "epochs": first + 1,
-        "lr": SETTINGS["lr"],
+        "lr": f"{args.lr:g}",
         "batch_size": SETTINGS["batch-size"],
         "clip_grad": f"{args.clip_grad:g}",
         "seed": args.seed,

@@ -1,6 +1,7 @@
 """Golden values of every model: writes crates/zoo/tests/golden/<model>.json.
 
     python scripts/golden/models.py [NAME_PART ...]
+    python scripts/golden/models.py --keys MODEL     # what its keys and shapes should be, when a test says they differ
 
 Weights and images follow formula.py; README.md lists the keys of a file. Everything is computed in f64. How far
 torch's own f32 is from it is printed, as a guide for tolerances.
@@ -17,12 +18,8 @@ import kinks
 
 NUM_CLASSES = 10
 
-# The deepest networks have hundreds of parameters; a file of all their gradients would be large and say little
-# more than the first and last block of each stage.
-MAX_GRADS = 180
-
-# The stage and the number of a block in torchvision's ResNets.
-TORCHVISION_BLOCK = r"(layer\d+\.)(\d+)(?=\.)"
+# The deepest networks have hundreds of parameters; a fault in one of them shows in the gradients of all before it.
+MAX_GRADS = 60
 
 
 def build(name, shape, dtype):
@@ -74,53 +71,30 @@ def clear_images(name, shape, train):
 ZERO = 1e-12
 
 
-def chosen(model, grads):
-    """The names of all gradients, or where they are many, of those of the stem, the head and each stage's first and
-    last block; a family may ask for some by name, or for fewer,
-    evenly spread."""
+def chosen(grads):
+    """The names of all gradients, or of MAX_GRADS evenly spread ones."""
     names = [name for name, grad in grads.items() if grad.norm() > ZERO]
-    prefixes = families.attribute(model, "GRAD_PREFIXES", [])
-    if prefixes:
-        return [name for name in names if name.startswith(tuple(prefixes))]
-    few = families.max_grads(model)
-    if few is not None and few < len(names):
-        return [names[i * (len(names) - 1) // (few - 1)] for i in range(few)]
-    if len(names) <= MAX_GRADS:
-        return names
-    pattern = families.block_pattern(model, TORCHVISION_BLOCK)
-    matches = {name: pattern.match(name) for name in names}
-    blocks = {}
-    for match in filter(None, matches.values()):
-        blocks.setdefault(match[1], []).append(int(match[2]))
-
-    def keep(match):
-        return not match or int(match[2]) in (min(blocks[match[1]]), max(blocks[match[1]]))
-
-    return [name for name in names if keep(matches[name])]
+    count = min(len(names), MAX_GRADS)
+    return [names[i * (len(names) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
-def shapes(model, keys):
-    """[name, shape] of each key. Where the family names its blocks, `stage.{a..b}.name` is that of equal blocks."""
-    pattern, rows, runs = families.block_pattern(model, None), [], {}
-    if pattern is None:
-        return [[name, list(value.shape)] for name, value in keys.items()]
-    for name, value in keys.items():
-        match, shape = pattern.match(name), list(value.shape)
-        run = match and runs.get((match[1], name[match.end() :], *shape))
-        if run and run["last"] + 1 == int(match[2]):
-            run["last"] += 1
-            continue
-        rows.append({"name": name, "shape": shape, "match": match, "last": match and int(match[2])})
-        if match:
-            runs[(match[1], name[match.end() :], *shape)] = rows[-1]
+def digest(name, value):
+    """The L2 norm and the dot product with "probe.<name>"."""
+    summary = formula.summary(name, value)
+    return [summary["l2"], summary["dot"]]
 
-    def text(row):
-        match = row["match"]
-        if not match or row["last"] == int(match[2]):
-            return row["name"]
-        return f"{match[1]}{{{match[2]}..{row['last']}}}{row['name'][match.end() :]}"
 
-    return [[text(row), row["shape"]] for row in rows]
+def lines(keys):
+    """A line for each key and its shape, by what comes before the name's first dot; sorted."""
+    groups = {}
+    for name, value in sorted(keys.items()):
+        groups.setdefault(name.split(".")[0], []).append(f"{name} {list(value.shape)}")
+    return groups
+
+
+def hashes(keys):
+    """How many keys each group has, and the hash of its lines."""
+    return {group: [len(of), f"{formula.fnv1a(chr(10).join(of)):016x}"] for group, of in lines(keys).items()}
 
 
 def relative(a, b):
@@ -165,7 +139,7 @@ def write_case(name, shape, train_shape, grad_shape, is_second):
             "input": formula.uniform("input", shape).flatten()[:4].tolist(),
             first: formula.state(first, tuple(keys[first].shape)).astype(float).flatten()[:4].tolist(),
         },
-        "keys": shapes(name, keys),
+        "keys": hashes(keys),
         "logits": logits.tolist(),
         "train_input": train_shape,
         "train_images": train_images,
@@ -178,16 +152,14 @@ def write_case(name, shape, train_shape, grad_shape, is_second):
         layers = [k.removesuffix(".running_mean") for k in running if k.endswith(".running_mean")]
         layers = [layers[0], layers[len(layers) // 2], layers[-1]]
         statistics = [f"{layer}.{s}" for layer in layers for s in ("running_mean", "running_var")]
-        document["running"] = {k: formula.summary(k, running[k]) for k in statistics}
+        document["running"] = {k: digest(k, running[k]) for k in statistics}
     document |= {
         "grad_mode": "train" if train_grads else "eval",
         "grad_input": grad_shape or train_shape,
         "grad_images": images,
         "grad_clear": not any_images,
         "loss": loss,
-        "grads": {
-            k: formula.summary(k, grads[k]) | {"first": grads[k].flatten()[:3].tolist()} for k in chosen(name, grads)
-        },
+        "grads": {k: digest(k, grads[k]) for k in chosen(grads)},
     }
     path = formula.write(
         f"crates/zoo/tests/golden/{file_name(name, shape, is_second)}",
@@ -200,13 +172,23 @@ def write_case(name, shape, train_shape, grad_shape, is_second):
         f"  MACs {document['macs']:>13,}  |logits| {logits.abs().max():7.2g}  |train| {train_logits.abs().max():5.2g}"
         f"  {images:9} margin {margin:5.1f}  f32 error: logits {relative(single[0], logits):.0e}"
         f"  train {relative(single[1], train_logits):.0e}  running {running_error:.0e}"
-        f"  grads {max(relative(single[5][k], grads[k]) for k in chosen(name, grads)):.0e}",
+        f"  grads {max(relative(single[5][k], grads[k]) for k in chosen(grads)):.0e}",
         flush=True,
     )
 
 
+def show_keys(wanted):
+    for name, shape, *_ in families.CASES:
+        if name == wanted:
+            keys = lines(formula.entries(build(name, shape, torch.float64)))
+            return print("\n".join(line for group in keys.values() for line in group))
+    raise SystemExit(f"no family has a model {wanted}")
+
+
 def main():
     torch.set_num_threads(1)
+    if sys.argv[1:2] == ["--keys"]:
+        return show_keys(*sys.argv[2:])
     print(formula.versions())
     seen = set()
     for name, shape, train_shape, grad_shape in families.CASES:

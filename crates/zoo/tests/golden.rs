@@ -7,7 +7,7 @@ mod formula;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{ModuleT, VarBuilder};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use zoo::weights::StateDict;
 use zoo::{Auxiliary, Config, Model, Params, Stem};
@@ -22,8 +22,8 @@ struct Golden {
     macs: u64,
     /// The first values of the images and of the first weight.
     formula: BTreeMap<String, Vec<f64>>,
-    #[serde(deserialize_with = "runs_of_blocks")]
-    keys: Vec<(String, Vec<usize>)>,
+    /// By what comes before the first dot of a key: how many there are, and the hash of the list of them.
+    keys: BTreeMap<String, (usize, String)>,
     logits: Vec<Vec<f64>>,
     train_input: [usize; 4],
     train_images: String,
@@ -43,27 +43,6 @@ struct Golden {
     grads: BTreeMap<String, Digest>,
 }
 
-/// Keys and shapes, where `stage.{2..5}.weight` stands for the weights of the blocks 2 to 5.
-fn runs_of_blocks<'de, D: Deserializer<'de>>(
-    from: D,
-) -> std::result::Result<Vec<(String, Vec<usize>)>, D::Error> {
-    let mut keys = Vec::new();
-    for (name, shape) in Vec::<(String, Vec<usize>)>::deserialize(from)? {
-        let run = name.split_once('{').and_then(|(before, rest)| {
-            let (range, after) = rest.split_once('}')?;
-            let (first, last) = range.split_once("..")?;
-            Some((before, first.parse::<usize>().ok()?, last.parse::<usize>().ok()?, after))
-        });
-        match run {
-            Some((before, first, last, after)) => {
-                keys.extend((first..=last).map(|i| (format!("{before}{i}{after}"), shape.clone())));
-            }
-            None => keys.push((name, shape)),
-        }
-    }
-    Ok(keys)
-}
-
 fn yes() -> bool {
     true
 }
@@ -79,10 +58,7 @@ struct Head {
 #[derive(Deserialize)]
 struct Digest {
     l2: f64,
-    sum: f64,
     dot: f64,
-    #[serde(default)]
-    first: Vec<f64>,
 }
 
 /// How far results may be from the golden ones, relative to the largest logit or to a tensor's L2 norm.
@@ -115,16 +91,12 @@ fn f32_tolerance(model: &str) -> Tolerance {
         "inception_bn" => (7e-5, 1e-5),
         "inception_resnet_v2" => (1e-5, 1e-5),
         "inception_v3" => (1e-4, 2e-5),
-        "inception_v4" => (6e-3, 6e-4),
+        "inception_v4" => (6e-4, 1e-4),
         _ => (5e-6, 1e-5),
     };
-    let grads = if model == "googlenet" { 4e-4 } else { 4e-5 };
-    Tolerance {
-        logits: 20.0 * 7e-7,
-        train_logits: 20.0 * train_logits,
-        running: 20.0 * running,
-        grads: 20.0 * grads,
-    }
+    // Of GoogLeNet's, PyTorch's own are 4e-4 off.
+    let grads = if model == "googlenet" { 1e-3 } else { 20.0 * 4e-5 };
+    Tolerance { logits: 20.0 * 7e-7, train_logits: 20.0 * train_logits, running: 20.0 * running, grads }
 }
 
 /// The largest error; NaN, which no comparison finds, counts as infinite.
@@ -175,9 +147,22 @@ impl<'a> Case<'a> {
         let params = Params::zeros();
         let vb = VarBuilder::from_backend(Box::new(params.clone()), dtype, Device::Cpu);
         let model = Model::new(&golden.model, config, vb)?;
+        let keys = params.shapes();
+        assert_eq!(hashes(&keys), golden.keys, "{0}: models.py --keys {0} says which", golden.model);
         let tensors =
-            golden.keys.iter().map(|(name, shape)| Ok((name.clone(), formula::state(name, shape)?)));
+            keys.into_iter().map(|(name, shape)| Ok((name.clone(), formula::state(&name, &shape)?)));
         let state = StateDict { tensors: tensors.collect::<Result<_>>()?, ..Default::default() };
+        for (name, expected) in &golden.formula {
+            let found = match state.tensors.get(name) {
+                Some(weight) => weight.clone(),
+                None => formula::tensor(name, &golden.input, DType::F32)?,
+            };
+            let found = found.flatten_all()?.to_vec1::<f32>()?;
+            let error = worst(
+                found.iter().zip(expected).map(|(found, expected)| (f64::from(*found) - expected).abs()),
+            );
+            assert!(error < 1e-8, "{}: the formula gives other values for {name}", golden.model);
+        }
         Ok(Self { golden, dtype, params, model, state })
     }
 
@@ -203,9 +188,6 @@ impl<'a> Case<'a> {
         let golden = self.golden;
         let mut failures = Vec::new();
 
-        let mut keys = golden.keys.clone();
-        keys.sort();
-        assert_eq!(self.params.shapes(), keys, "{}: keys and shapes", golden.model);
         let (rows, heads) = (self.model.trace(1, DType::F32)?, self.model.trace_auxiliary(1, DType::F32)?);
         let params: usize = rows.iter().chain(&heads).map(|row| row.params).sum();
         let macs: u64 = rows.iter().map(|row| row.macs).sum();
@@ -271,21 +253,26 @@ impl<'a> Case<'a> {
     }
 }
 
+/// What `Golden::keys` holds of these names and shapes, which are sorted.
+fn hashes(keys: &[(String, Vec<usize>)]) -> BTreeMap<String, (usize, String)> {
+    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, shape) in keys {
+        let group = name.split('.').next().unwrap_or_default();
+        groups.entry(group.into()).or_default().push(format!("{name} {shape:?}"));
+    }
+    let hash = |lines: Vec<String>| (lines.len(), format!("{:016x}", formula::hash(&lines.join("\n"))));
+    groups.into_iter().map(|(group, lines)| (group, hash(lines))).collect()
+}
+
 impl Digest {
     fn failure(&self, name: &str, found: &Tensor, tolerance: f64) -> Result<Option<String>> {
         let probe = formula::tensor(&format!("probe.{name}"), found.dims(), DType::F64)?.flatten_all()?;
         let found = found.to_dtype(DType::F64)?.flatten_all()?;
         let l2 = found.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
-        let sum = found.sum_all()?.to_scalar::<f64>()?;
         let dot = (&found * probe)?.sum_all()?.to_scalar::<f64>()?;
-        // A sum of values of one sign is larger than the norm, and has its digits relative to itself.
-        let numbers = [(self.l2, l2), (self.sum, sum), (self.dot, dot)].into_iter();
-        let numbers = numbers.map(|(expected, found)| (expected - found).abs() / self.l2.max(expected.abs()));
-        // A single element is of the size of the root mean square, or larger.
-        let rms = self.l2 / (found.elem_count() as f64).sqrt();
-        let first = self.first.iter().zip(found.to_vec1::<f64>()?);
-        let first = first.map(|(expected, found)| (expected - found).abs() / (expected.abs() + rms));
-        let error = worst(numbers.chain(first));
+        let error = worst(
+            [(self.l2, l2), (self.dot, dot)].map(|(expected, found)| (expected - found).abs() / self.l2),
+        );
         Ok((error > tolerance).then(|| format!("{name}: off by {error:.1e}")))
     }
 }
@@ -313,23 +300,6 @@ fn every_model_has_a_file() {
     for spec in zoo::registry() {
         assert!(files.iter().any(|(_, golden)| golden.model == spec.name), "{}", spec.name);
     }
-}
-
-#[test]
-fn the_formula_is_that_of_the_script() -> Result<()> {
-    for (file, golden) in files() {
-        for (name, expected) in &golden.formula {
-            let found = match golden.keys.iter().find(|(key, _)| key == name) {
-                Some((_, shape)) => formula::state(name, shape)?,
-                None => formula::tensor(name, &golden.input, DType::F32)?,
-            };
-            let found = found.flatten_all()?.to_vec1::<f32>()?;
-            for (found, expected) in found.iter().zip(expected) {
-                assert!((f64::from(*found) - expected).abs() < 1e-8, "{file}: {name}");
-            }
-        }
-    }
-    Ok(())
 }
 
 #[test]

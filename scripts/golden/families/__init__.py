@@ -7,15 +7,6 @@ A module has
             not keep clear of kinks, for networks with too many of them, and are compared in f64 only)
     build   (name, (c, h, w), num_classes) -> the model, for images of that size
     AUXILIARY (if its models have auxiliary heads) a list of (field of the output in train mode, weight of its loss)
-    GRAD_PREFIXES (if its models have very many parameters) how the names of those begin whose gradients are in the file
-
-and, where it has many blocks that are named otherwise than torchvision's ResNets name them,
-
-    BLOCK   a pattern that matches the beginning of a block's parameter names: the stage, and the block's number
-
-or else
-
-    GRADS   how many gradients a file holds at most, evenly spread
 
 and defines the models that torchvision lacks, under the state-dict keys their published weights have. Gradients must
 keep clear of kinks (see kinks.py), and the deeper a network, the smaller the images must be for that. Where that
@@ -24,7 +15,6 @@ leaves too little to normalise a batch by, the gradients are those in eval mode,
 
 import importlib
 import pathlib
-import re
 
 import torch
 from torch import nn
@@ -45,23 +35,6 @@ def build(name: str, image: tuple[int, int, int], num_classes: int) -> nn.Module
         if any(name == case[0] for case in family.CASES):
             return family.build(name, tuple(image), num_classes)
     raise SystemExit(f"no family has a model {name}")
-
-
-def block_pattern(name: str, default: str | None) -> re.Pattern | None:
-    """What the names of parameters in the blocks of `name` begin with; the groups are the stage and the block."""
-    for family in FAMILIES:
-        if any(name == case[0] for case in family.CASES):
-            pattern = getattr(family, "BLOCK", default)
-            return pattern and re.compile(pattern)
-    raise SystemExit(f"no family has a model {name}")
-
-
-def max_grads(name: str) -> int | None:
-    """How many gradients the files of a model hold, where its family limits them."""
-    for family in FAMILIES:
-        if any(name == case[0] for case in family.CASES):
-            return getattr(family, "GRADS", None)
-    return None
 
 
 def attribute(name: str, attribute: str, default):

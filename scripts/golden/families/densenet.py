@@ -14,8 +14,6 @@ CASES = [
     ("densenet121", (1, 3, 75, 67), (3, 3, 67, 65), (1, 3, 65, 33)),
 ]
 
-BLOCK = r"(features\.denseblock\d+\.denselayer)(\d+)(?=\.)"
-
 
 class CifarDenseNet(nn.Module):
     """Huang et al. 2016, DenseNet-BC with k = 12: three blocks behind a plain 3x3 convolution."""

@@ -7,8 +7,6 @@ CASES = [
     ("efficientnet_b0", (2, 3, 97, 75), (2, 3, 97, 75), (2, 3, 67, 45)),
 ]
 
-GRADS = 60
-
 
 def build(name, image, num_classes):
     model = torchvision.models.get_model(name, num_classes=num_classes, dropout=0.0, stochastic_depth_prob=0.0)

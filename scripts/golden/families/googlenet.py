@@ -9,9 +9,6 @@ CASES = [
     ("googlenet", (2, 3, 67, 91), (2, 3, 67, 91), (1, 3, 67, 45)),
 ]
 
-# A module of each stage, and what follows the second tap.
-GRAD_PREFIXES = ["conv", "inception3a", "inception4d", "inception5b", "aux", "fc"]
-
 # The losses of 4a's and 4d's heads count 0.3 (section 5).
 AUXILIARY = [("aux_logits1", 0.3), ("aux_logits2", 0.3)]
 

@@ -10,9 +10,6 @@ CASES = [
     ("inception_bn", (2, 3, 67, 91), (2, 3, 67, 91), (1, 3, 67, 45)),
 ]
 
-# A module of each kind.
-GRAD_PREFIXES = ["conv", "inception_3a", "inception_3c", "inception_5b", "last_linear"]
-
 # 1x1, 3x3 reduce, 3x3, double 3x3 reduce, double 3x3, and the maps behind the pool. A module that halves the map has
 # no 1x1 and passes the pool's maps on.
 MODULES = {

@@ -8,11 +8,6 @@ CASES = [
     ("inception_resnet_v2", (1, 3, 75, 91), (2, 3, 107, 107), (1, 3, 75, 75)),
 ]
 
-BLOCK = r"(repeat(?:_\d)?\.)(\d+)(?=\.)"
-
-# A module of each kind.
-GRAD_PREFIXES = ["conv2d_1a", "conv2d_7b", "mixed_5b", "repeat.9.", "mixed_6a", "repeat_1.19.", "mixed_7a", "block8", "classif"]
-
 
 def build(name, image, num_classes):
     model = timm.create_model(name, num_classes=num_classes)

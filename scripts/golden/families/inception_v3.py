@@ -10,9 +10,6 @@ CASES = [
     ("inception_v3", (1, 3, 75, 91), (2, 3, 107, 107), (1, 3, 75, 75)),
 ]
 
-# A module of each kind.
-GRAD_PREFIXES = ["Conv2d_1a", "Mixed_5b", "Mixed_6a", "Mixed_6e.branch7x7dbl", "Mixed_7c.branch3x3dbl", "AuxLogits", "fc"]
-
 # 0.4 as in the released TensorFlow model.
 AUXILIARY = [("aux_logits", 0.4)]
 

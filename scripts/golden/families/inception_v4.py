@@ -4,12 +4,9 @@ import timm
 from torch import nn
 
 CASES = [
-    ("inception_v4", (1, 3, 16, 16), (2, 3, 16, 16), (1, 3, 12, 12)),
-    ("inception_v4", (1, 3, 75, 91), (2, 3, 107, 107), (1, 3, 75, 75)),
+    ("inception_v4", (1, 3, 16, 16), (8, 3, 16, 16), (1, 3, 12, 12)),
+    ("inception_v4", (1, 3, 75, 91), (8, 3, 107, 107), (1, 3, 75, 75)),
 ]
-
-# A module of each kind.
-GRAD_PREFIXES = [f"features.{i}." for i in (0, 3, 4, 5, 6, 10)] + ["features.17.branch0", "features.21.branch2", "last_linear"]
 
 
 def build(name, image, num_classes):

@@ -7,8 +7,6 @@ CASES = [
     ("mnasnet1_0", (1, 3, 97, 75), (2, 3, 97, 75), (1, 3, 67, 45)),
 ]
 
-GRADS = 60
-
 
 def build(name, image, num_classes):
     model = torchvision.models.get_model(name, num_classes=num_classes, dropout=0.0)

@@ -10,8 +10,6 @@ CASES = [
     ("mobilenet_v1_025", (2, 3, 97, 75), (2, 3, 97, 75), None),
 ]
 
-GRADS = 60
-
 # The slope of the leaky ReLU, in single precision in all computations.
 SLOPE = torch.tensor(0.1).item()
 

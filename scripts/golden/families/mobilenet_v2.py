@@ -12,8 +12,6 @@ CASES = [
     ),
 ]
 
-GRADS = 60
-
 
 def build(name, image, num_classes):
     _, _, width = name.partition("_x")

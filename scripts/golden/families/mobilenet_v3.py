@@ -10,8 +10,6 @@ CASES = [
     ("mobilenet_v3_small", (1, 3, 97, 75), (2, 3, 97, 75), (1, 3, 67, 45)),
 ]
 
-GRADS = 60
-
 # The first bottleneck that halves the map.
 FIRST = {"mobilenet_v3_small": 1, "mobilenet_v3_large": 2}
 

@@ -10,8 +10,6 @@ CASES = [
     ("preact_resnet1001", (1, 3, 8, 12), (16, 3, 8, 8), (1, 3, 4, 4)),
 ]
 
-BLOCK = r"(features\.stage\d+\.unit|layer\d+\.)(\d+)(?=\.)"
-
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions behind normalisations; a change of width is a convolution of the first one's result, which

@@ -8,8 +8,6 @@ CASES = [
     ("regnet_y_400mf", (1, 3, 97, 75), (2, 3, 97, 75), (1, 3, 67, 45)),
 ]
 
-GRADS = 60
-
 
 def build(name, image, num_classes):
     model = torchvision.models.get_model(name, num_classes=num_classes)

@@ -9,8 +9,6 @@ CASES = [
     ("shufflenet_v1", (2, 3, 97, 75), (2, 3, 95, 61), None),
 ]
 
-GRADS = 60
-
 GROUPS = 3
 
 

@@ -10,8 +10,6 @@ CASES = [
     ("shufflenet_v2_x0_5", (2, 3, 97, 75), (2, 3, 95, 61), None),
 ]
 
-GRADS = 60
-
 
 def build(name, image, num_classes):
     model = torchvision.models.get_model(name, num_classes=num_classes)

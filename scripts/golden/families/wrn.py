@@ -12,8 +12,6 @@ CASES = [
     ("wrn_16_4", (2, 3, 27, 21), (3, 3, 27, 21), (1, 3, 27, 21)),
 ]
 
-BLOCK = r"(block\d+\.layer\.)(\d+)(?=\.)"
-
 
 class Stage(nn.Module):
     def __init__(self, blocks):

@@ -5,11 +5,14 @@ use candle_core::{DType, Device, Result, Tensor};
 /// The variance of the weights is about 1 / fan_in.
 const GAIN: f64 = 0.7;
 
+/// FNV-1a, 64 bits.
+pub(crate) fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}
+
 /// Values in [-1, 1), multiples of 2⁻²³, in row-major order.
 fn uniform(name: &str, n: usize) -> Vec<f64> {
-    let hash = name
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let hash = hash(name);
     let draw = |i: u64| {
         let mut z = hash.wrapping_add((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
