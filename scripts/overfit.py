@@ -9,7 +9,8 @@ initialisation that lets the signal die. Each model of `zoo list` is trained by 
 learning rate. TextCNN gets 64 sentences of two classes instead. The figure is the accuracy of an epoch as trained:
 of the 64 images, each seen once, in the batches of that epoch. A run ends with the first epoch above 95 %, that is
 with 61 images or more, or after the most epochs that it may have. Networks without batch-norm want --clip-grad 1 to
-stay on course at this learning rate, some others learn too slowly with it; the file says which row had what.
+stay on course at this learning rate, some others learn too slowly with it, and a few want another --lr; the file says
+which row had what.
 
 A file given with --csv is written after each run: models that it shows to have learned are not run again, others are,
 and their new row takes the place of the old one. The exit code is 1 if any of the models asked for stays at 95 % or
@@ -57,6 +58,7 @@ def arguments():
     parser.add_argument("--dtypes", nargs="+", choices=["f32", "bf16"], default=["f32"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=SETTINGS["epochs"], help="the most that a model may have")
     parser.add_argument("--lr", type=float, default=SETTINGS["lr"], help="as in `zoo train`")
     parser.add_argument("--clip-grad", type=float, default=0, help="as in `zoo train`; 0 for none")
     parser.add_argument("--zoo", default=str(REPOSITORY / "target/release/zoo"), help="the binary")
@@ -89,7 +91,7 @@ def command(args, model, dtype, folder):
         words += ["--dataset", "text", "--data-dir", str(folder)]
     else:
         words += ["--dataset", "shapes", "--limit-train", str(IMAGES), "--limit-test", "16"]
-    options = SETTINGS | {"lr": args.lr, "clip-grad": args.clip_grad, "seed": args.seed, "threads": args.threads}
+    options = SETTINGS | {"epochs": args.epochs, "lr": args.lr, "clip-grad": args.clip_grad, "seed": args.seed, "threads": args.threads}
     return words + [word for option, value in options.items() for word in (f"--{option}", str(value))]
 
 
