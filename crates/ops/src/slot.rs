@@ -256,7 +256,8 @@ fn accumulate<T: Element>(gradient: &Gradient, new: Buffer<T>) -> Result<()> {
 }
 
 multiversion! {
-    fn add<T: Element>(sum: &mut [T], xs: &[T]) {
+    /// Adds as many elements as there are on both sides.
+    pub(crate) fn add<T: Element>(sum: &mut [T], xs: &[T]) {
         for (s, &x) in sum.iter_mut().zip(xs) {
             *s = T::from_f32(s.to_f32() + x.to_f32());
         }
@@ -278,6 +279,9 @@ pub(crate) struct Backward<'a, T: Element> {
     pub(crate) params: Vec<&'a [f32]>,
     /// The gradient of the result, for the kernel to take if it can use the memory.
     pub(crate) gradient: &'a mut Buffer<T>,
+    /// The gradients that the maps have from other operators. A kernel that takes one adds it to its own, which is quicker
+    /// while that is at hand.
+    pub(crate) before: &'a mut [Option<Values>],
     /// Whose gradients are asked for.
     pub(crate) of_map: &'a [bool],
     pub(crate) of_param: &'a [bool],
@@ -382,15 +386,24 @@ fn backward_of<T: Element>(op: &Op<impl Kernel>, params: &[&Tensor]) -> Result<V
         bail!("a gradient in another dtype than its map");
     };
     let elements = params.iter().map(|param| Elements::<f32>::of(param)).collect::<Result<Vec<_>>>()?;
+    let taken = |slot: &Gradient| slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let mut before: Vec<Option<Values>> = op.map_gradients.iter().map(taken).collect();
     let (of_maps, of_params) = op.kernel.backward(Backward {
         maps: saved.maps.iter().map(|map| map.slice::<T>()).collect::<Result<_>>()?,
         output: saved.output.as_ref().map_or(Ok(&[] as &[T]), |output| output.slice::<T>())?,
         params: elements.iter().map(|elements| &**elements).collect(),
         gradient,
+        before: &mut before,
         of_map: &op.of_map,
         of_param: &op.of_param,
     })?;
     drop(saved);
+    for (slot, before) in op.map_gradients.iter().zip(before) {
+        // One map may be there twice.
+        if before.is_some() {
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = before;
+        }
+    }
     for (slot, new) in op.map_gradients.iter().zip(of_maps) {
         if let Some(new) = new {
             accumulate(slot, new)?;

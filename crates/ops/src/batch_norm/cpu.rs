@@ -4,7 +4,7 @@ use super::{BatchNorm, affine};
 use crate::FeatureMap;
 use crate::activation::{Activation, Function, by_activation, cpu as functions};
 use crate::element::{Element, Elements, by_element};
-use crate::parallel::{chunks, map};
+use crate::parallel::{chunks, each, map};
 use crate::pool::{Buffer, take};
 use crate::ranks::{Communicator, gather, synchronised};
 use crate::rows::{folded, repeated, sum_rows};
@@ -13,8 +13,12 @@ use crate::slot::{Affine, Backward, Gradients, Keeps, Kernel, Slot, is_constant}
 use candle_core::{DType, Device, Error, Result, Tensor};
 use std::sync::{Arc, OnceLock};
 
-/// Pixels per block: few enough for a block to stay in cache between its two sweeps.
-const ROWS: usize = 512;
+/// Elements of a block, few enough for it to stay in cache between its two sweeps, of maps with so many channels.
+fn block_len(c: usize) -> usize {
+    const ELEMENTS: usize = 32 * 1024;
+    const PIXELS: (usize, usize) = (16, 512);
+    (ELEMENTS / c).clamp(PIXELS.0, PIXELS.1) * c
+}
 
 /// The result, and with `train` the batch's statistics.
 pub(super) fn batch_norm(
@@ -102,6 +106,52 @@ impl Op {
         let shift = beta.iter().zip(&statistics.mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
         Factors { inv_std, scale, shift }
     }
+
+    /// What dx is made of, and the gradients of γ and β, given Σ dz and Σ dz · (x - mean) of each block, dz being the
+    /// gradient of the normalised value.
+    fn lines(
+        &self,
+        partial: &[(Vec<f32>, Vec<f32>)],
+        statistics: &Statistics,
+        factors: &Factors,
+    ) -> Result<(Lines, Vec<Option<Vec<f32>>>)> {
+        let c = statistics.mean.len();
+        let (mut sum, mut dot) = (vec![0f64; c], vec![0f64; c]);
+        for (block_sum, block_dot) in partial {
+            for ((s, d), (&bs, &bd)) in sum.iter_mut().zip(&mut dot).zip(block_sum.iter().zip(block_dot)) {
+                *s += f64::from(bs);
+                *d += f64::from(bd);
+            }
+        }
+        // In training, mean and variance move with x:
+        // dx = γ·s · (dz - Σdz / N - (x - mean) · s² · Σ dz·(x - mean) / N), with s the inverse deviation.
+        let moving = if self.train { 1.0 / statistics.count } else { 0.0 };
+        // Those of x are moved by the whole batch, while γ and β are given the gradients of this rank's share of it.
+        let (all_sum, all_dot) = match &self.ranks {
+            Some(ranks) => {
+                let own = Tensor::new([&sum[..], &dot].concat(), &Device::Cpu)?;
+                let mut all = ranks.sum(&own)?.to_vec1::<f64>()?;
+                let all_dot = all.split_off(c);
+                (all, all_dot)
+            }
+            None => (sum.clone(), dot.clone()),
+        };
+        let (mut slope, mut offset) = (vec![0f32; c], vec![0f32; c]);
+        for ch in 0..c {
+            let (scale, s) = (f64::from(factors.scale[ch]), f64::from(factors.inv_std[ch]));
+            slope[ch] = (-scale * s * s * all_dot[ch] * moving) as f32;
+            offset[ch] = (-scale * all_sum[ch] * moving) as f32;
+        }
+        let lines = Lines {
+            mean: repeated(&statistics.mean),
+            scale: repeated(&factors.scale),
+            slope: repeated(&slope),
+            offset: repeated(&offset),
+        };
+        let of_weight = dot.iter().zip(&factors.inv_std).map(|(&d, &s)| (d * f64::from(s)) as f32).collect();
+        let of_bias = sum.iter().map(|&s| s as f32).collect();
+        Ok((lines, vec![Some(of_weight), Some(of_bias)]))
+    }
 }
 
 impl Kernel for Op {
@@ -120,8 +170,8 @@ impl Kernel for Op {
         let Factors { scale, shift, .. } = self.factors(statistics, params);
         let (scale, shift) = (repeated(&scale), repeated(&shift));
         let mut ys = take::<T>(xs.len());
-        chunks(&mut ys, ROWS * c, |i, ys| {
-            let at = i * ROWS * c..i * ROWS * c + ys.len();
+        chunks(&mut ys, block_len(c), |i, ys| {
+            let at = i * block_len(c)..i * block_len(c) + ys.len();
             let xs = &xs[at.clone()];
             match maps.get(1) {
                 Some(r) => {
@@ -141,31 +191,41 @@ impl Kernel for Op {
             return Ok((Vec::new(), Vec::new()));
         };
         let factors = self.factors(statistics, &call.params);
+        let mean = repeated(&statistics.mean);
         let from_output =
             matches!(self.activation, Activation::Relu | Activation::Relu6 | Activation::Identity);
         if residual.is_none() && from_output {
             // The derivative comes from the output and is cheaper to form twice than to store.
             let dy: &[T] = call.gradient;
-            let (dx, sums) =
-                by_activation!(self.activation, gradients::<T>(x, y, dy, self, statistics, &factors))?;
-            return Ok((vec![Some(dx)], sums));
+            let sums = map(x.len().div_ceil(block_len(c)), |i| {
+                let at = i * block_len(c)..x.len().min((i + 1) * block_len(c));
+                let (x, y, dy) = (&x[at.clone()], &y[at.clone()], &dy[at]);
+                by_activation!(self.activation, sums_of_block::<T>(x, y, dy, &mean, c))
+            });
+            let (lines, of_params) = self.lines(&sums, statistics, &factors)?;
+            let dx = by_activation!(self.activation, input_gradient::<T>(x, y, dy, &lines, c));
+            return Ok((vec![Some(dx)], of_params));
         }
-        chunks(call.gradient, ROWS * c, |i, dz| {
-            let at = i * ROWS * c..i * ROWS * c + dz.len();
+        let mut sums = vec![<(Vec<f32>, Vec<f32>)>::default(); x.len().div_ceil(block_len(c))];
+        each(call.gradient.chunks_mut(block_len(c)).zip(&mut sums), |i, (dz, sums)| {
+            let at = i * block_len(c)..i * block_len(c) + dz.len();
             let r = residual.map_or(&[] as &[T], |r| &r[at.clone()]);
-            by_activation!(self.activation, through_activation::<T>(&x[at.clone()], &y[at], r, &factors, dz));
+            let (x, y) = (&x[at.clone()], &y[at]);
+            by_activation!(self.activation, through_activation::<T>(x, y, r, &factors, dz));
+            *sums = sums_of_block(functions::Identity, x, y, dz, &mean, c);
         });
-        let (dx, sums) = gradients(functions::Identity, x, y, call.gradient, self, statistics, &factors)?;
+        let (lines, of_params) = self.lines(&sums, statistics, &factors)?;
+        let dx = input_gradient(functions::Identity, x, y, call.gradient, &lines, c);
         let dr = residual.map(|_| Some(std::mem::take(call.gradient)));
-        Ok((std::iter::once(Some(dx)).chain(dr).collect(), sums))
+        Ok((std::iter::once(Some(dx)).chain(dr).collect(), of_params))
     }
 }
 
 /// Mean and biased variance of each column: exact two-sweep moments per block, merged in f64 in the order of
 /// the blocks (Chan, Golub and LeVeque 1983).
 fn moments<T: Element>(xs: &[T], c: usize) -> Statistics {
-    let partial = map(xs.len().div_ceil(ROWS * c), |i| {
-        let block = &xs[i * ROWS * c..xs.len().min((i + 1) * ROWS * c)];
+    let partial = map(xs.len().div_ceil(block_len(c)), |i| {
+        let block = &xs[i * block_len(c)..xs.len().min((i + 1) * block_len(c))];
         let (mean, m2) = block_moments(block, c);
         (block.len() / c, mean, m2)
     });
@@ -204,73 +264,42 @@ fn of_all_ranks(ranks: &dyn Communicator, own: &Statistics) -> Result<Statistics
     Ok(Statistics { count, mean, var })
 }
 
-/// dx, and the gradients of γ and β.
-type NormGradients<T> = (Buffer<T>, Vec<Option<Vec<f32>>>);
-
-/// dx, and the gradients of γ and β, given the gradient of the normalised value as
-/// `dy · f'(y)`.
-fn gradients<T: Element, F: Function>(
+/// Σ dz and Σ dz · (x - mean) of each column over a block of pixels, with dz = `dy · f'(y)`.
+fn sums_of_block<T: Element, F: Function>(
     f: F,
     x: &[T],
     y: &[T],
     dy: &[T],
-    op: &Op,
-    statistics: &Statistics,
-    factors: &Factors,
-) -> Result<NormGradients<T>> {
-    let c = statistics.mean.len();
-    let mean = repeated(&statistics.mean);
-    let partial = map(x.len().div_ceil(ROWS * c), |i| {
-        let at = i * ROWS * c..x.len().min((i + 1) * ROWS * c);
-        let (mut sum, mut dot) = (vec![0f32; mean.len()], vec![0f32; mean.len()]);
-        block_sums(f, &x[at.clone()], &y[at.clone()], &dy[at], &mean, &mut sum, &mut dot);
-        (folded(&sum, c), folded(&dot, c))
-    });
-    let (mut sum, mut dot) = (vec![0f64; c], vec![0f64; c]);
-    for (block_sum, block_dot) in &partial {
-        for ((s, d), (&bs, &bd)) in sum.iter_mut().zip(&mut dot).zip(block_sum.iter().zip(block_dot)) {
-            *s += f64::from(bs);
-            *d += f64::from(bd);
-        }
-    }
-    // In training, mean and variance move with x:
-    // dx = γ·s · (dz - Σdz / N - (x - mean) · s² · Σ dz·(x - mean) / N), with s the inverse deviation.
-    let moving = if op.train { 1.0 / statistics.count } else { 0.0 };
-    // Those of x are moved by the whole batch, while γ and β are given the gradients of this rank's share of it.
-    let (all_sum, all_dot) = match &op.ranks {
-        Some(ranks) => {
-            let own = Tensor::new([&sum[..], &dot].concat(), &Device::Cpu)?;
-            let mut all = ranks.sum(&own)?.to_vec1::<f64>()?;
-            let all_dot = all.split_off(c);
-            (all, all_dot)
-        }
-        None => (sum.clone(), dot.clone()),
-    };
-    let (mut slope, mut offset) = (vec![0f32; c], vec![0f32; c]);
-    for ch in 0..c {
-        let (scale, s) = (f64::from(factors.scale[ch]), f64::from(factors.inv_std[ch]));
-        slope[ch] = (-scale * s * s * all_dot[ch] * moving) as f32;
-        offset[ch] = (-scale * all_sum[ch] * moving) as f32;
-    }
-    let (scale, slope, offset) = (repeated(&factors.scale), repeated(&slope), repeated(&offset));
-    let lines = Lines { mean: &mean, scale: &scale, slope: &slope, offset: &offset };
-    let mut dx = take::<T>(x.len());
-    chunks(&mut dx, ROWS * c, |i, dx| {
-        let at = i * ROWS * c..i * ROWS * c + dx.len();
-        block_input_gradient(f, &x[at.clone()], &y[at.clone()], &dy[at], lines, dx);
-    });
-    let of_weight = dot.iter().zip(&factors.inv_std).map(|(&d, &s)| (d * f64::from(s)) as f32).collect();
-    let of_bias = sum.iter().map(|&s| s as f32).collect();
-    Ok((dx, vec![Some(of_weight), Some(of_bias)]))
+    mean: &[f32],
+    c: usize,
+) -> (Vec<f32>, Vec<f32>) {
+    let (mut sum, mut dot) = (vec![0f32; mean.len()], vec![0f32; mean.len()]);
+    block_sums(f, x, y, dy, mean, &mut sum, &mut dot);
+    (folded(&sum, c), folded(&dot, c))
 }
 
 /// Per-channel coefficients of dx = scale · dz + slope · (x - mean) + offset, repeated.
-#[derive(Clone, Copy)]
-struct Lines<'a> {
-    mean: &'a [f32],
-    scale: &'a [f32],
-    slope: &'a [f32],
-    offset: &'a [f32],
+struct Lines {
+    mean: Vec<f32>,
+    scale: Vec<f32>,
+    slope: Vec<f32>,
+    offset: Vec<f32>,
+}
+
+fn input_gradient<T: Element, F: Function>(
+    f: F,
+    x: &[T],
+    y: &[T],
+    dy: &[T],
+    lines: &Lines,
+    c: usize,
+) -> Buffer<T> {
+    let mut dx = take::<T>(x.len());
+    chunks(&mut dx, block_len(c), |i, dx| {
+        let at = i * block_len(c)..i * block_len(c) + dx.len();
+        block_input_gradient(f, &x[at.clone()], &y[at.clone()], &dy[at], lines, dx);
+    });
+    dx
 }
 
 /// The mean of each column, and the sum of squared distances from it.
@@ -361,7 +390,7 @@ multiversion! {
 
 multiversion! {
     fn block_input_gradient<T: Element, F: Function>(
-        f: F, xs: &[T], ys: &[T], dys: &[T], lines: Lines<'_>, dxs: &mut [T]
+        f: F, xs: &[T], ys: &[T], dys: &[T], lines: &Lines, dxs: &mut [T]
     ) {
         let Lines { mean, scale, slope, offset } = lines;
         let c = mean.len();

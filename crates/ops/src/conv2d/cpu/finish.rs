@@ -4,9 +4,10 @@ use crate::activation::{Activation, Function, by_activation};
 use crate::element::Element;
 use crate::rows::repeated;
 use crate::simd::{Vector, multiversion};
+use crate::slot::add;
 
 pub(crate) struct Finish<'a, T> {
-    /// For each channel, repeated until it fills some registers. Empty where nothing is done.
+    /// For each channel, repeated until it fills some registers. Empty where at most a residual is added.
     scale: Vec<f32>,
     shift: Vec<f32>,
     /// Of the result's shape, or empty.
@@ -16,7 +17,12 @@ pub(crate) struct Finish<'a, T> {
 
 impl<'a, T: Element> Finish<'a, T> {
     pub(crate) fn nothing() -> Self {
-        Self { scale: Vec::new(), shift: Vec::new(), residual: &[], activation: Activation::Identity }
+        Self::sum(&[])
+    }
+
+    /// Adds a residual, which may be empty.
+    pub(super) fn sum(residual: &'a [T]) -> Self {
+        Self { scale: Vec::new(), shift: Vec::new(), residual, activation: Activation::Identity }
     }
 
     /// Adds a bias, if there is one.
@@ -34,10 +40,10 @@ impl<'a, T: Element> Finish<'a, T> {
 
     /// To elements of the result, whose first is the `at`-th of all and a pixel's first.
     pub(crate) fn apply(&self, at: usize, ys: &mut [T]) {
-        if self.scale.is_empty() {
-            return;
-        }
         let residual = self.residual(at, ys.len());
+        if self.scale.is_empty() {
+            return add(ys, residual);
+        }
         by_activation!(self.activation, finish::<T>(&self.scale, &self.shift, residual, ys));
     }
 

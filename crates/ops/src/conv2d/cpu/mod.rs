@@ -12,7 +12,7 @@ use crate::element::Element;
 use crate::parallel::map;
 use crate::pool::Buffer;
 use crate::rows::{folded, repeated, sum_rows};
-use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot, is_constant};
+use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot, Values, is_constant};
 use crate::transpose::transpose;
 use candle_core::{DType, Result, Tensor, TensorId};
 use deferred::Deferred;
@@ -106,10 +106,13 @@ impl Kernel for Conv2d {
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
         let (g, dy, weight): (_, &[T], _) = (&self.0, call.gradient, call.params[0]);
+        let before = if call.of_map[0] { call.before[0].take() } else { None };
+        let finish = Finish::sum(before.as_ref().map_or(Ok(&[] as &[T]), Values::slice)?);
         let dx = call.of_map[0].then(|| match algorithm(g, T::DTYPE) {
-            Algorithm::Winograd => winograd::input_gradient(g, dy, weight),
-            Algorithm::Narrow | Algorithm::Gemm => gemm::input_gradient(g, dy, weight),
+            Algorithm::Winograd => winograd::input_gradient(g, dy, weight, &finish),
+            Algorithm::Narrow | Algorithm::Gemm => gemm::input_gradient(g, dy, weight, &finish),
         });
+        drop(before);
         let dw = call.of_param[0].then(|| match algorithm(g, T::DTYPE) {
             Algorithm::Winograd => winograd::weight_gradient(g, call.maps[0], dy),
             Algorithm::Narrow | Algorithm::Gemm => gemm::weight_gradient(g, call.maps[0], dy),

@@ -68,12 +68,17 @@ fn correlation<T: Element>(g: &Geometry, weight: Weight<'_>) -> Correlation {
     Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes, products }
 }
 
-pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Buffer<T> {
+pub(super) fn input_gradient<T: Element>(
+    g: &Geometry,
+    dys: &[T],
+    weight: &[f32],
+    finish: &Finish<'_, T>,
+) -> Buffer<T> {
     if let Some((folded, weight)) = folded(g, weight) {
-        return input_gradient(&folded, dys, &weight);
+        return input_gradient(&folded, dys, &weight, finish);
     }
     if let Some((turned, weight)) = turned(g, weight) {
-        return forward(&turned, dys, Weight { values: &weight, id: None }, &Finish::nothing());
+        return forward(&turned, dys, Weight { values: &weight, id: None }, finish);
     }
     let w = &g.window;
     let ys = Axis::phases(g.size.0, w.kernel.0, w.stride.0, w.padding.0, w.dilation.0);
@@ -91,7 +96,7 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     let (source, target) = (g.out, g.size);
     let (source_channels, target_channels, groups) = (g.c_out, g.c_in, g.groups);
     Correlation { n: g.n, source, source_channels, target, target_channels, groups, reach, passes, products }
-        .run(dys, &Finish::nothing())
+        .run(dys, finish)
 }
 
 pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> Vec<f32> {

@@ -172,7 +172,12 @@ pub(super) fn forward<T: Element>(
 }
 
 /// A convolution of the output gradient with the filters turned round.
-pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]) -> Buffer<T> {
+pub(super) fn input_gradient<T: Element>(
+    g: &Geometry,
+    dys: &[T],
+    weight: &[f32],
+    finish: &Finish<'_, T>,
+) -> Buffer<T> {
     let mut window = g.window;
     window.padding = (2 - g.window.padding.0, 2 - g.window.padding.1);
     let (c_in, c_out) = (g.c_out, g.c_in);
@@ -180,7 +185,7 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, dys: &[T], weight: &[f32]
     let scheme = Scheme::choose();
     let filters = Filters { scheme, weight, c_in, c_out, steps: (c_out * 9, 9), turned: true };
     let tiles = Tiles::new(&transposed, scheme.side);
-    Convolution { g: &transposed, tiles, filters, id: None }.run(dys, &Finish::nothing())
+    Convolution { g: &transposed, tiles, filters, id: None }.run(dys, finish)
 }
 
 /// A convolution of stride 1.
