@@ -28,6 +28,9 @@ pub(super) fn block_pixels(words: usize) -> usize {
 /// Multiply-adds of a task, at least: handing one to another thread takes some microseconds.
 const TASK_MACS: usize = 250_000;
 
+/// Elements of the result that a task puts together from pieces.
+const COPY_ELEMENTS: usize = 8 * 1024;
+
 /// The phases of a correlation along both axes, with the weights packed for each.
 pub(super) struct Pass {
     pub(super) y: Axis,
@@ -140,7 +143,7 @@ impl Correlation {
             let rows = (block.rows.end * step).min(h) - block.rows.start * step;
             block.images.len() * rows * w * c
         };
-        let mut parts: Vec<_> = blocks.iter().zip(parts(&mut ys, blocks.iter().map(len))).collect();
+        let parts: Vec<_> = blocks.iter().zip(parts(&mut ys, blocks.iter().map(len))).collect();
         let splits = if self.groups == 1 { tasks.div_ceil(blocks.len().max(1)).clamp(1, panels) } else { 1 };
         let of_rows = self.of_rows(finish);
         if splits == 1 {
@@ -165,15 +168,23 @@ impl Correlation {
             self.block(xs, block, split(i), &mut out, channels(i), of_rows.as_ref());
             out
         });
-        for (i, piece) in pieces.iter().enumerate() {
-            let (part, i) = (&mut parts[i / splits].1.1, i % splits);
-            for (out, piece) in part.chunks_exact_mut(c).zip(piece.chunks_exact(channels(i))) {
-                out[first(i)..][..piece.len()].copy_from_slice(piece);
+        // A pixel's channels lie in several pieces.
+        let pixels = COPY_ELEMENTS.div_ceil(c);
+        let copies = parts.into_iter().zip(pieces.chunks_exact(splits)).flat_map(|((_, (at, part)), pieces)| {
+            let copy = move |(i, out)| (pieces, i * pixels, at + i * pixels * c, out);
+            part.chunks_mut(pixels * c).enumerate().map(copy)
+        });
+        each(copies, |_, (pieces, pixel, at, out)| {
+            for (i, piece) in pieces.iter().enumerate() {
+                let (first, len) = (first(i), channels(i));
+                for (out, piece) in out.chunks_exact_mut(c).zip(piece[pixel * len..].chunks_exact(len)) {
+                    out[first..][..len].copy_from_slice(piece);
+                }
             }
-        }
-        if of_rows.is_none() {
-            each(parts, |_, (_, (at, out))| finish.apply(at, out));
-        }
+            if of_rows.is_none() {
+                finish.apply(at, out);
+            }
+        });
         ys
     }
 
