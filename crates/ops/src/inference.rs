@@ -42,6 +42,8 @@ pub(crate) enum Form {
     Panels { bf16: bool, tiles: bool },
     /// For tiles of so many outputs along a side.
     Winograd { bf16: bool, side: usize },
+    /// Of a running variance: the scales and then the shifts of its normalisation.
+    Affine,
 }
 
 thread_local! {
@@ -66,13 +68,21 @@ pub(crate) fn prepared(
     form: Form,
     make: impl FnOnce() -> Buffer<f32>,
 ) -> Arc<Buffer<f32>> {
-    let current = CURRENT.with_borrow(Clone::clone);
-    let (Some(id), Some(current)) = (id, current) else { return Arc::new(make()) };
+    let Some(id) = id else { return Arc::new(make()) };
+    kept(id, form).unwrap_or_else(|| keep(id, form, make()))
+}
+
+/// What the inference that runs on this thread has of a tensor in a form.
+pub(crate) fn kept(id: TensorId, form: Form) -> Option<Arc<Buffer<f32>>> {
+    let current = CURRENT.with_borrow(Clone::clone)?;
+    let prepared = current.lock().unwrap_or_else(PoisonError::into_inner);
+    prepared.get(&(id, form)).cloned()
+}
+
+/// Keeps it there, if an inference runs.
+pub(crate) fn keep(id: TensorId, form: Form, made: Buffer<f32>) -> Arc<Buffer<f32>> {
+    let Some(current) = CURRENT.with_borrow(Clone::clone) else { return Arc::new(made) };
+    collapse(&made);
     let mut prepared = current.lock().unwrap_or_else(PoisonError::into_inner);
-    let make = || {
-        let made = make();
-        collapse(&made);
-        Arc::new(made)
-    };
-    prepared.entry((id, form)).or_insert_with(make).clone()
+    prepared.entry((id, form)).or_insert_with(|| Arc::new(made)).clone()
 }

@@ -4,6 +4,7 @@ use super::{BatchNorm, affine};
 use crate::FeatureMap;
 use crate::activation::{Activation, Function, by_activation, cpu as functions};
 use crate::element::{Element, Elements, by_element};
+use crate::inference::{Form, keep, kept};
 use crate::parallel::{chunks, each, map};
 use crate::pool::{Buffer, take};
 use crate::ranks::{Communicator, gather, synchronised};
@@ -28,33 +29,23 @@ pub(super) fn batch_norm(
     activation: Activation,
     train: bool,
 ) -> Result<(FeatureMap, Option<super::Statistics>)> {
-    let fixed = match train {
-        true => None,
-        false => {
-            let (mean, var) = (floats(&norm.running_mean)?, floats(&norm.running_var)?);
-            // How many values they are of has no influence where they are fixed.
-            Some(Statistics { count: f64::INFINITY, mean, var })
+    let (gamma, beta) = affine(norm, DType::F32)?;
+    let (gamma, beta) = (gamma.contiguous()?, beta.contiguous()?);
+    let maps: Vec<&Slot> = std::iter::once(xs).chain(residual).collect();
+    if !train && is_constant(&maps, &[&gamma, &beta]) {
+        let factors = fixed_factors(norm, &gamma, &beta)?;
+        let factors = Some(factors.split_at(factors.len() / 2));
+        if let Some(ys) = xs.normalised(&Affine { factors, residual, activation })? {
+            return Ok((FeatureMap::slot(ys), None));
         }
-    };
+    }
+    let fixed = if train { None } else { Some(running(norm)?) };
     let statistics = Arc::new(OnceLock::new());
     let ranks = if train { synchronised() } else { None };
     if let Some(ranks) = &ranks {
         let _ = statistics.set(of_all_ranks(&**ranks, &by_element!(xs.dtype(), own_moments(xs))?)?);
     }
     let op = Op { eps: norm.eps, activation, train, fixed, batch: statistics.clone(), ranks };
-    let (gamma, beta) = affine(norm, DType::F32)?;
-    let (gamma, beta) = (gamma.contiguous()?, beta.contiguous()?);
-    let maps: Vec<&Slot> = std::iter::once(xs).chain(residual).collect();
-    if let Some(fixed) = &op.fixed
-        && is_constant(&maps, &[&gamma, &beta])
-    {
-        let (gamma, beta) = (Elements::<f32>::of(&gamma)?, Elements::<f32>::of(&beta)?);
-        let Factors { scale, shift, .. } = op.factors(fixed, &[&gamma, &beta]);
-        let norm = Affine { factors: Some((&scale, &shift)), residual, activation };
-        if let Some(ys) = xs.normalised(&norm)? {
-            return Ok((FeatureMap::slot(ys), None));
-        }
-    }
     let ys = op.apply(&maps, &[&gamma, &beta], xs.dims())?;
     let tensor = |v: &[f32]| Tensor::from_slice(v, v.len(), &Device::Cpu);
     let batch: Option<&Statistics> = statistics.get();
@@ -62,6 +53,25 @@ pub(super) fn batch_norm(
         Ok::<_, Error>(super::Statistics { count: *count, mean: tensor(mean)?, var: tensor(var)? })
     };
     Ok((FeatureMap::slot(ys), batch.map(tensors).transpose()?))
+}
+
+/// The running statistics.
+fn running(norm: &BatchNorm) -> Result<Statistics> {
+    let (mean, var) = (floats(&norm.running_mean)?, floats(&norm.running_var)?);
+    // How many values they are of has no influence where they are fixed.
+    Ok(Statistics { count: f64::INFINITY, mean, var })
+}
+
+/// The scales and then the shifts that a normalisation by its running statistics has.
+fn fixed_factors(norm: &BatchNorm, gamma: &Tensor, beta: &Tensor) -> Result<Arc<Buffer<f32>>> {
+    let id = norm.running_var.as_tensor().id();
+    if let Some(factors) = kept(id, Form::Affine) {
+        return Ok(factors);
+    }
+    let (gamma, beta) = (Elements::<f32>::of(gamma)?, Elements::<f32>::of(beta)?);
+    let Factors { mut scale, shift, .. } = Factors::new(&running(norm)?, norm.eps, &gamma, &beta);
+    scale.extend(shift);
+    Ok(keep(id, Form::Affine, Buffer::copy_of(&scale)))
 }
 
 fn floats(var: &candle_core::Var) -> Result<Vec<f32>> {
@@ -97,14 +107,19 @@ struct Factors {
     shift: Vec<f32>,
 }
 
-impl Op {
-    fn factors(&self, statistics: &Statistics, params: &[&[f32]]) -> Factors {
-        let (gamma, beta) = (params[0], params[1]);
+impl Factors {
+    fn new(statistics: &Statistics, eps: f64, gamma: &[f32], beta: &[f32]) -> Self {
         let inv_std: Vec<f32> =
-            statistics.var.iter().map(|&v| (1.0 / (f64::from(v) + self.eps).sqrt()) as f32).collect();
+            statistics.var.iter().map(|&v| (1.0 / (f64::from(v) + eps).sqrt()) as f32).collect();
         let scale: Vec<f32> = inv_std.iter().zip(gamma).map(|(s, g)| s * g).collect();
         let shift = beta.iter().zip(&statistics.mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
-        Factors { inv_std, scale, shift }
+        Self { inv_std, scale, shift }
+    }
+}
+
+impl Op {
+    fn factors(&self, statistics: &Statistics, params: &[&[f32]]) -> Factors {
+        Factors::new(statistics, self.eps, params[0], params[1])
     }
 
     /// What dx is made of, and the gradients of γ and β, given Σ dz and Σ dz · (x - mean) of each block, dz being the

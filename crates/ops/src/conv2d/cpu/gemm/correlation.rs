@@ -170,10 +170,11 @@ impl Correlation {
         });
         // A pixel's channels lie in several pieces.
         let pixels = COPY_ELEMENTS.div_ceil(c);
-        let copies = parts.into_iter().zip(pieces.chunks_exact(splits)).flat_map(|((_, (at, part)), pieces)| {
-            let copy = move |(i, out)| (pieces, i * pixels, at + i * pixels * c, out);
-            part.chunks_mut(pixels * c).enumerate().map(copy)
-        });
+        let copies =
+            parts.into_iter().zip(pieces.chunks_exact(splits)).flat_map(|((_, (at, part)), pieces)| {
+                let copy = move |(i, out)| (pieces, i * pixels, at + i * pixels * c, out);
+                part.chunks_mut(pixels * c).enumerate().map(copy)
+            });
         each(copies, |_, (pieces, pixel, at, out)| {
             for (i, piece) in pieces.iter().enumerate() {
                 let (first, len) = (first(i), channels(i));
