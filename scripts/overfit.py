@@ -91,7 +91,8 @@ def command(args, model, dtype, folder):
         words += ["--dataset", "text", "--data-dir", str(folder)]
     else:
         words += ["--dataset", "shapes", "--limit-train", str(IMAGES), "--limit-test", "16"]
-    options = SETTINGS | {"epochs": args.epochs, "lr": args.lr, "clip-grad": args.clip_grad, "seed": args.seed, "threads": args.threads}
+    asked = {"epochs": args.epochs, "lr": args.lr, "clip-grad": args.clip_grad}
+    options = SETTINGS | asked | {"seed": args.seed, "threads": args.threads}
     return words + [word for option, value in options.items() for word in (f"--{option}", str(value))]
 
 
