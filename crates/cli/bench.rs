@@ -152,7 +152,7 @@ impl Choices {
         }
         let of_layers: f64 = self.layers.iter().filter_map(|layer| layer.forward_ms).sum();
         format!(
-            "{}, {} at a time, on {}; gradients go the same way\n\n{table}\n\n\
+            "{}, {} at a time, on {}; gradients go the same way, small batches aside\n\n{table}\n\n\
              {:.2} ms a forward pass, {:.2} of it in other layers",
             self.model,
             count(self.batch_size, "image"),
@@ -189,7 +189,8 @@ impl<'a> Bench<'a> {
 
     /// How each convolution is computed, with the times of forward passes.
     fn explain(&self, printer: &Printer) -> Result<Choices> {
-        let mut rows = self.model.trace(self.args.batch_size, self.xs.dtype())?;
+        let trace = || self.model.trace(self.args.batch_size, self.xs.dtype());
+        let mut rows = Inference::default().run(trace)?;
         rows.retain(|row| row.algorithm.is_some());
         let (forward_ms, of_layers) = self.time(rows.len(), printer)?;
         let choice = |(row, forward_ms): (Row, Option<f64>)| {

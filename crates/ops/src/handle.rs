@@ -8,11 +8,17 @@ use candle_core::{
 };
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, backend::BackendStorage};
+use std::sync::OnceLock;
 
-/// The handle of a map that nothing is differentiated through.
+/// The handle of a map that nothing is differentiated through: on the CPU one for all.
 pub(crate) fn untracked(device: &Device) -> Result<Tensor> {
-    match device {
-        Device::Cpu => Tensor::from_vec(vec![0f32], 1, device),
+    static ON_CPU: OnceLock<Tensor> = OnceLock::new();
+    match (device, ON_CPU.get()) {
+        (Device::Cpu, Some(handle)) => Ok(handle.clone()),
+        (Device::Cpu, None) => {
+            let handle = Tensor::from_vec(vec![0f32], 1, device)?;
+            Ok(ON_CPU.get_or_init(|| handle).clone())
+        }
         _ => Tensor::zeros(1, DType::F32, device),
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::team;
 use std::cell::RefCell;
-use std::sync::{Mutex, PoisonError};
+use std::mem::ManuallyDrop;
 
 /// Uses `threads` threads for all CPU computation of this process, candle's own included. Must be called
 /// before the first tensor operation, on the thread that will compute: it becomes one of them, so that small
@@ -31,12 +31,31 @@ pub fn set_threads(threads: usize) -> candle_core::Result<()> {
 
 /// Runs `f(index, item)` for each item in parallel.
 pub(crate) fn each<T: Send>(items: impl IntoIterator<Item = T>, f: impl Fn(usize, T) + Sync) {
-    let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
-    team::run(items.len(), &|i| {
-        if let Some(item) = items[i].lock().unwrap_or_else(PoisonError::into_inner).take() {
-            f(i, item);
-        }
+    let items: Items<T> = Items(items.into_iter().map(ManuallyDrop::new).collect());
+    team::run(items.0.len(), &|i| {
+        #[expect(unsafe_code, reason = "see `Items`")]
+        // SAFETY: the team runs each number once.
+        let item = unsafe { items.take(i) };
+        f(i, item);
     });
+}
+
+/// What tasks take, each its own: without a lock, which would go from one processor's cache to another's. After a panic
+/// some may be left, and are not dropped.
+struct Items<T>(Vec<ManuallyDrop<T>>);
+
+#[expect(unsafe_code, reason = "see `Items::take`")]
+// SAFETY: all that threads can do with it is to take items, each on one thread, as if it had been sent there.
+unsafe impl<T: Send> Sync for Items<T> {}
+
+impl<T> Items<T> {
+    /// # Safety
+    /// Each item may be taken once.
+    #[expect(unsafe_code, reason = "an item leaves through a shared reference")]
+    unsafe fn take(&self, i: usize) -> T {
+        // SAFETY: the caller's promise; the vector drops none of them.
+        unsafe { std::ptr::read(&raw const *self.0[i]) }
+    }
 }
 
 /// Writes `out` in pieces of `chunk` elements in parallel: `f(index, piece)`.

@@ -101,6 +101,9 @@ const CONVS: &[ConvRow] = &[
     (6, 50, 15, 17, 48, (3, 3), (1, 1), (0, 2), (1, 1), 1),
     (9, 19, 11, 14, 16, (3, 3), (1, 1), (1, 1), (1, 1), 1),
     (9, 16, 14, 11, 37, (3, 3), (1, 1), (1, 0), (1, 1), 1),
+    // Few tiles, enough for an inference.
+    (1, 32, 7, 9, 40, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    (1, 17, 16, 15, 16, (3, 3), (1, 1), (1, 1), (1, 1), 1),
     // So many tiles that several tasks sum weight gradients, each in several blocks.
     (5, 17, 29, 32, 20, (3, 3), (1, 1), (1, 1), (1, 1), 1),
     // As wide as the map: TextCNN's, and with more channels, strided and padded on the other axis.
@@ -336,14 +339,8 @@ pub(crate) fn all() -> Vec<Case> {
     cases
 }
 
-/// The output of a case and the gradients of Σ output · probe with respect to each input, for inputs of which
-/// the first has `images` as its dtype and the others `params`. It runs on a device, and what it gives is on the CPU.
-pub(crate) fn evaluate(
-    case: &Case,
-    on: &Device,
-    images: DType,
-    params: DType,
-) -> Result<(Tensor, Vec<Tensor>)> {
+/// The inputs of a case on a device: images in one dtype, parameters in another.
+pub(crate) fn inputs(case: &Case, on: &Device, images: DType, params: DType) -> Result<Vec<Var>> {
     DEVICE.set(on.clone());
     let mut vars = Vec::new();
     for (i, shape) in case.shapes.iter().enumerate() {
@@ -354,6 +351,18 @@ pub(crate) fn evaluate(
         let values = draw(&format!("{} {i}", case.name), shape, coarse)?;
         vars.push(Var::from_tensor(&values.to_dtype(dtype)?)?);
     }
+    Ok(vars)
+}
+
+/// The output of a case and the gradients of Σ output · probe with respect to each input, for inputs of which
+/// the first has `images` as its dtype and the others `params`. It runs on a device, and what it gives is on the CPU.
+pub(crate) fn evaluate(
+    case: &Case,
+    on: &Device,
+    images: DType,
+    params: DType,
+) -> Result<(Tensor, Vec<Tensor>)> {
+    let vars = inputs(case, on, images, params)?;
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
     let output = (case.run)(&tensors)?;
     let loss = probe(&output)?;

@@ -21,7 +21,7 @@ use super::finish::{End, Finish};
 use super::product::{Left, Out, Right, Word, multiply, width_of};
 use crate::dispatch::strict_f32;
 use crate::element::{Element, round};
-use crate::inference::{Form, prepared};
+use crate::inference::{Form, is_running, prepared};
 use crate::parallel::{each, parts, with_scratch};
 use crate::pool::{Buffer, take};
 use crate::simd::prefetch;
@@ -37,16 +37,25 @@ use transform::{
 };
 pub(super) use weight_gradient::weight_gradient;
 
+/// Bytes of transformed filters that stay in a core's second cache.
+const NEAR_BYTES: usize = 1 << 20;
+
 /// Whether this kernel is the quickest for a geometry. With channels that do not fill a register, and below sixty with
 /// F(2×2, 3×3), the transforms cost what the products save, and with few tiles a transformed filter is used too rarely to
-/// be worth reading.
+/// be worth transforming, or reading where an inference has kept it.
 pub(super) fn serves(g: &Geometry) -> bool {
     let w = &g.window;
     let shape = w.kernel == (3, 3) && w.stride == (1, 1) && w.dilation == (1, 1) && g.groups == 1;
     let padding = w.padding.0 <= 2 && w.padding.1 <= 2;
     let (tiles, channels) = (Tiles::new(g, outputs()).count(), g.c_in.min(g.c_out));
     let least = if strict_f32() { 64 } else { 16 };
-    shape && padding && channels >= least && tiles >= 16 && tiles * channels >= 1024
+    let near = (outputs() + 2).pow(2) * g.c_in * g.c_out * size_of::<f32>() <= NEAR_BYTES;
+    let (tiles_least, work_least) = match is_running() {
+        true if near => (4, 128),
+        true => (16, 128),
+        false => (16, 1024),
+    };
+    shape && padding && channels >= least && tiles >= tiles_least && tiles * channels >= work_least
 }
 
 /// Outputs along a side of a tile.
