@@ -8,6 +8,7 @@
 use crate::activation::Activation;
 use crate::element::{Element, Elements, by_element};
 use crate::handle::{enter, join, of_handle, untracked};
+use crate::max_pool::MaxPool;
 use crate::parallel::chunks;
 use crate::pool::Buffer;
 use crate::scoped::scoped;
@@ -86,6 +87,11 @@ pub(crate) trait Deferred: Any + Send + Sync {
 
     /// What it is with a normalisation after it, if it can be computed with one.
     fn normalised(&self, norm: &Affine<'_>) -> Result<Option<Normalised>>;
+
+    /// The elements of a max-pool of its result, if both can be computed together.
+    fn pooled(&self, _: &MaxPool) -> Result<Option<Values>> {
+        Ok(None)
+    }
 }
 
 /// The elements of a map, or the operator that computes them.
@@ -165,6 +171,15 @@ impl Slot {
                 Some(Self::new(self.dims, untracked(&Device::Cpu)?, Arc::new(values), Gradient::default()))
             }
         })
+    }
+
+    /// A max-pool of this map, which then has `dims`, if it is not computed yet.
+    pub(crate) fn pooled(&self, pool: &MaxPool, dims: Dims) -> Result<Option<Self>> {
+        let Some(deferred) = self.pending() else { return Ok(None) };
+        let values = deferred.pooled(pool)?.map(Arc::new);
+        values
+            .map(|values| Ok(Self::new(dims, untracked(&Device::Cpu)?, values, Gradient::default())))
+            .transpose()
     }
 
     /// A map that nothing is differentiated through.

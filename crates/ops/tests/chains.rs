@@ -1,8 +1,11 @@
-//! Convolutions of narrow groups that are computed with their neighbours, a few rows at a time, against each on its own:
+//! Convolutions that are computed with their neighbours or a max-pool, a few rows at a time, against each on its own:
 //! bit for bit, since no sum depends on how a map is cut.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use zoo_ops::{Activation, BatchNorm, Conv2dConfig, FeatureMap, batch_norm, conv2d, flatten, no_grad};
+use zoo_ops::{
+    Activation, BatchNorm, Conv2dConfig, FeatureMap, Window2d, batch_norm, conv2d, flatten, max_pool2d,
+    no_grad,
+};
 
 fn tensor(shape: &[usize], seed: usize) -> Result<Tensor> {
     let value = |i: usize| ((i * 73 + seed * 29 + i * i % 17) % 199) as f32 / 100.0 - 1.0;
@@ -175,6 +178,46 @@ fn neighbours_give_the_same_with_a_flattening_between() -> Result<()> {
     };
     assert_eq!(no_grad(|| normalised(false))?, no_grad(|| normalised(true))?);
     Ok(())
+}
+
+/// A max-pool after a convolution whose result is large: of one image in bands and of many, of few channels and many.
+fn compare_pooled(dtype: DType) -> Result<()> {
+    use Activation::{Identity, Relu};
+    let window = Window2d::square;
+    let ceil = Window2d { ceil_mode: true, ..window(3, 2) };
+    let uneven =
+        Window2d { kernel: (2, 3), stride: (3, 1), padding: (0, 1), dilation: (2, 1), ceil_mode: false };
+    for (dims, c_out, (kernel, stride), activation, pool) in [
+        ((1, 225, 223, 3), 176, (3, 2), Relu, window(3, 2).padding(1)),
+        ((9, 64, 64, 3), 66, (3, 1), Relu, window(2, 2)),
+        ((13, 200, 180, 1), 6, (5, 1), Identity, ceil),
+        ((5, 66, 130, 2), 66, (3, 1), Relu, window(3, 1).padding(1)),
+        ((2, 226, 257, 3), 34, (3, 1), Relu, window(2, 3)),
+        ((2, 226, 257, 3), 34, (3, 1), Identity, uneven),
+    ] {
+        let (n, h, w, c) = dims;
+        let xs = FeatureMap::from_nchw(&tensor(&[n, c, h, w], 1)?.to_dtype(dtype)?)?;
+        let mut layer = Layer::new(c, c_out, kernel, Conv2dConfig::new(stride, kernel / 2), activation)?;
+        if activation == Identity {
+            (layer.bias, layer.norm) = (Some(tensor(&[c_out], 11)?), None);
+        }
+        let pooled = |alone: bool| {
+            let ys = layer.forward(&xs, None)?;
+            // Elements that are asked for are computed.
+            assert!(!alone || ys.to_nchw()?.elem_count() * ys.dtype().size_in_bytes() >= 4 << 20);
+            max_pool2d(&ys, &pool)?.to_nchw()?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()
+        };
+        let (together, alone) = (no_grad(|| pooled(false))?, no_grad(|| pooled(true))?);
+        let same = together.iter().zip(&alone).filter(|(a, b)| a.to_bits() == b.to_bits()).count();
+        assert_eq!(same, alone.len(), "{dims:?} to {c_out} in {dtype:?}, {pool:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn neighbours_give_the_same_pooled_together() -> Result<()> {
+    compare_pooled(DType::F32)?;
+    compare_pooled(DType::BF16)
 }
 
 #[test]

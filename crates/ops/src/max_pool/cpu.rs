@@ -28,16 +28,19 @@ pub(super) fn max_pool2d(xs: &Slot, window: &Window2d, out: (usize, usize)) -> R
     let (dims, winners) = ((n, out.0, out.1, c), Vec::new());
     let pool = MaxPool { window: *window, dims: xs.dims(), out, winners };
     if is_constant(&[xs], &[]) {
-        return by_element!(xs.dtype(), largest(&pool, xs, dims));
+        return match xs.pooled(&pool, dims)? {
+            Some(ys) => Ok(ys),
+            None => by_element!(xs.dtype(), largest(&pool, xs, dims)),
+        };
     }
     pool.apply(&[xs], &[], dims)
 }
 
-struct MaxPool {
-    window: Window2d,
+pub(crate) struct MaxPool {
+    pub(crate) window: Window2d,
     /// Of the input.
-    dims: Dims,
-    out: (usize, usize),
+    pub(crate) dims: Dims,
+    pub(crate) out: (usize, usize),
     /// For each output element the tap that won, in row-major order of the window.
     winners: Vec<u16>,
 }
@@ -50,6 +53,34 @@ impl MaxPool {
         (0..w.kernel.0).filter_map(move |ky| at(ky).filter(|&at| at < height).map(|at| (ky, at)))
     }
 
+    /// The rows of the image from the first to the last that rows of outputs see.
+    pub(crate) fn reach(&self, ys: &Range<usize>) -> Range<usize> {
+        let w = &self.window;
+        let row = |y: usize, ky: usize| (y * w.stride.0 + ky * w.dilation.0).saturating_sub(w.padding.0);
+        let end = row(ys.end.saturating_sub(1), w.kernel.0 - 1) + 1;
+        row(ys.start, 0).min(self.dims.1)..end.min(self.dims.1)
+    }
+
+    /// What rows of outputs are computed in.
+    pub(crate) fn row<P: Tap>(&self) -> Row<P> {
+        Row::new(self.seen() * self.dims.3)
+    }
+
+    /// The largest elements of an image for rows of outputs, from those rows of the image that they reach.
+    pub(crate) fn rows_of<T: Element>(
+        &self,
+        seen: &[T],
+        ys: Range<usize>,
+        merged: &mut Row<()>,
+        out: &mut [T],
+    ) {
+        let first = self.reach(&ys).start;
+        let nobody = &mut vec![(); self.out.1 * self.dims.3];
+        for (y, out) in ys.zip(out.chunks_exact_mut(self.out.1 * self.dims.3)) {
+            merge::<T, ()>(self, (seen, first), y, merged, out, nobody);
+        }
+    }
+
     /// Columns that a row of outputs sees, those outside the image included.
     fn seen(&self) -> usize {
         let w = &self.window;
@@ -58,7 +89,7 @@ impl MaxPool {
 }
 
 /// The tap that an element comes from, or nothing where nobody asks, as a type, so that loops compile without it.
-trait Tap: Copy + Send + Sync {
+pub(crate) trait Tap: Copy + Send + Sync {
     /// What is kept of the winner.
     type Kept: Copy + Default + Send;
     /// That of a place outside the image: later than any.
@@ -130,13 +161,13 @@ impl MaxPool {
             let lock = || spare.lock().unwrap_or_else(PoisonError::into_inner);
             each(tasks, |i, (ys, winners)| {
                 let merged = lock().pop();
-                let mut merged = merged.unwrap_or_else(|| Row::<P>::new(self.seen() * c));
+                let mut merged = merged.unwrap_or_else(|| self.row::<P>());
                 for (j, (ys, winners)) in
                     ys.chunks_exact_mut(row).zip(winners.chunks_exact_mut(row)).enumerate()
                 {
                     let row = i * rows + j;
                     let image = &xs[row / ho * h * w * c..][..h * w * c];
-                    merge::<T, P>(self, image, row % ho, &mut merged, ys, winners);
+                    merge::<T, P>(self, (image, 0), row % ho, &mut merged, ys, winners);
                 }
                 lock().push(merged);
             });
@@ -184,7 +215,7 @@ struct Best<P> {
 /// What a row of outputs is computed in: rows of the window merged over a row of the image with its padding, and
 /// columns merged after that. Each goes from one to the other: a loop that may leave elements as they are would
 /// become one of masked stores, which are slow.
-struct Row<P> {
+pub(crate) struct Row<P> {
     rows: [Best<P>; 2],
     columns: [Best<P>; 2],
 }
@@ -197,23 +228,23 @@ impl<P: Tap> Row<P> {
 }
 
 multiversion! {
-    /// A row of outputs.
+    /// A row of outputs, from an image without its first rows.
     fn merge<T: Element, P: Tap>(
         pool: &MaxPool,
-        image: &[T],
+        seen: (&[T], usize),
         y: usize,
         row: &mut Row<P>,
         ys: &mut [T],
         winners: &mut [P::Kept],
     ) {
-        let ((_, _, w, c), window) = (pool.dims, &pool.window);
+        let ((_, _, w, c), window, (image, first)) = (pool.dims, &pool.window, seen);
         let Row { rows: [rows, rows_after], columns: [columns, columns_after] } = row;
         let inside = window.padding.1 * c..(window.padding.1 + w) * c;
         rows.values[inside.clone()].fill(f32::NEG_INFINITY);
         rows.taps[inside.clone()].fill(P::OUTSIDE);
         for (ky, at) in pool.rows(y) {
             let tap = P::new(ky * window.kernel.1);
-            merge_rows(&image[at * w * c..][..w * c], tap, rows, rows_after, inside.clone());
+            merge_rows(&image[(at - first) * w * c..][..w * c], tap, rows, rows_after, inside.clone());
             std::mem::swap(rows, rows_after);
         }
         // Few channels: all places of the row, of which each stride-th is an output.

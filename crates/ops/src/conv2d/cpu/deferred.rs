@@ -4,10 +4,12 @@
 use super::super::Geometry;
 use super::finish::Finish;
 use super::gemm::chain::{self, Link};
+use super::gemm::pooled;
 use super::{Algorithm, algorithm, forward, gemm};
 use crate::activation::Activation;
 use crate::element::{Element, Elements, by_element};
 use crate::inference::is_running;
+use crate::max_pool::MaxPool;
 use crate::slot::{self, Affine, Normalised, Slot, Values};
 use crate::timing::Place;
 use candle_core::{Result, Tensor};
@@ -108,6 +110,23 @@ impl slot::Deferred for Deferred {
             _ => Normalised::Now(by_element!(self.xs.dtype(), run(&normalised, residual))?),
         }))
     }
+
+    fn pooled(&self, pool: &MaxPool) -> Result<Option<Values>> {
+        let alone = self.is_by_blocks() && self.narrow_before().is_none();
+        let of_this = pool.dims == (self.g.n, self.g.out.0, self.g.out.1, self.g.c_out);
+        if !alone || !of_this {
+            return Ok(None);
+        }
+        by_element!(self.xs.dtype(), run_pooled(self, pool))
+    }
+}
+
+/// The elements of a max-pool of a convolution's result, if they are better computed together.
+fn run_pooled<T: Element>(convolution: &Deferred, pool: &MaxPool) -> Result<Option<Values>> {
+    let Some(bands) = pooled::bands::<T>(pool) else { return Ok(None) };
+    let xs = convolution.xs.values()?.slice::<T>()?;
+    let link = convolution.link(&[])?;
+    Ok(Some(T::into_values(convolution.place.time(|| pooled::run(&link, pool, bands, xs)))))
 }
 
 /// The elements of a convolution's result, added to a residual if there is one.
@@ -140,10 +159,12 @@ impl<'a> Chain<'a> {
             None if last.is_narrow() => last,
             None => return None,
         };
-        let widen = narrow.wide_before().zip(chain::bands(&narrow.g, true));
+        let Geometry { n, out, window, size, .. } = narrow.g;
+        let bands = |made| chain::bands(n, out, &window, size.0, made);
+        let widen = narrow.wide_before().zip(bands(true));
         let (widen, bands) = match widen {
             Some((widen, bands)) => (Some(widen), bands),
-            None if narrow_one.is_some() => (None, chain::bands(&narrow.g, false)?),
+            None if narrow_one.is_some() => (None, bands(false)?),
             None => return None,
         };
         Some(Self { widen, narrow: narrow_one, last, bands })

@@ -11,6 +11,7 @@ use super::correlation;
 use super::correlation::Correlation;
 use super::narrow::{Run, Source};
 use super::reach::Block;
+use crate::Window2d;
 use crate::element::{Element, Elements, load};
 use crate::parallel::{each, parts, with_scratch};
 use crate::pool::{Buffer, take};
@@ -43,16 +44,27 @@ pub(in super::super) fn is_by_pixel(g: &Geometry) -> bool {
 /// Pixels that a convolution computes at a time, at least, for its weights to be used that often each time they are read.
 const PIXELS: usize = 48;
 
-/// How many bands the images of a narrow convolution are cut into, of which each is a task: enough for all threads, if
-/// they need not be too low for it. Rows that two bands see are widened twice, at most an eighth of all.
-pub(in super::super) fn bands(narrow: &Geometry, widened: bool) -> Option<usize> {
-    let ((rows, columns), window) = (narrow.out, &narrow.window);
+/// How many bands `n` images are cut into, of which each is a task: enough for all threads, if they need not be too low for
+/// it. An image gives `out` = (rows, columns) by a window over a map of `rows` rows. Where that map is `made` for each
+/// band, those that two bands see are made twice, at most an eighth of all.
+pub(in super::super) fn bands(
+    n: usize,
+    out: (usize, usize),
+    window: &Window2d,
+    rows: usize,
+    made: bool,
+) -> Option<usize> {
     let seen = (window.kernel.0 - 1) * window.dilation.0 + 1;
-    let shared = if widened { seen.saturating_sub(window.stride.0) } else { 0 };
-    let fits = |&bands: &usize| {
-        bands == 1 || rows / bands * columns >= PIXELS && 8 * (bands - 1) * shared <= narrow.size.0
-    };
-    [4, 2, 1].map(|tasks| (tasks * threads()).div_ceil(narrow.n.max(1))).into_iter().find(fits)
+    let shared = if made { seen.saturating_sub(window.stride.0) } else { 0 };
+    let fits =
+        |&bands: &usize| bands == 1 || out.0 / bands * out.1 >= PIXELS && 8 * (bands - 1) * shared <= rows;
+    [4, 2, 1].map(|tasks| (tasks * threads()).div_ceil(n.max(1))).into_iter().find(fits)
+}
+
+/// Bands of the rows of `n` images, and which image each is of.
+pub(super) fn cut(n: usize, rows: usize, bands: usize) -> Vec<(usize, Range<usize>)> {
+    let of_band = move |band: usize| rows * band / bands..rows * (band + 1) / bands;
+    (0..n).flat_map(|image| (0..bands).map(move |band| (image, of_band(band)))).collect()
 }
 
 /// What the narrow convolution and its neighbours give, `widen` before it and `follow` after it, if there are any, and
@@ -79,8 +91,7 @@ pub(in super::super) fn run<T: Element>(
     };
     let row_len = w * follow.unwrap_or(narrow).g.c_out;
     let mut ys = take::<T>(n * h * row_len);
-    let of_band = |band: usize| h * band / bands..h * (band + 1) / bands;
-    let tasks: Vec<_> = (0..n).flat_map(|image| (0..bands).map(move |band| (image, of_band(band)))).collect();
+    let tasks = cut(n, h, bands);
     let parts = parts(&mut ys, tasks.iter().map(|(_, rows)| rows.len() * row_len));
     each(tasks.iter().zip(parts), |_, ((image, rows), (at, out))| chain.band(xs, *image, rows, at, out));
     let spent = [chain.widen.as_ref().map(|(step, _)| step), Some(&chain.narrow), chain.follow.as_ref()]
@@ -90,8 +101,8 @@ pub(in super::super) fn run<T: Element>(
 }
 
 /// A convolution, ready to compute any rows.
-struct Step<'a, T> {
-    correlation: Correlation,
+pub(super) struct Step<'a, T> {
+    pub(super) correlation: Correlation,
     finish: &'a Finish<'a, T>,
     /// The finish, where it is applied in registers.
     of_rows: Option<Rows>,
@@ -100,14 +111,14 @@ struct Step<'a, T> {
 }
 
 impl<'a, T: Element> Step<'a, T> {
-    fn new(link: &'a Link<'a, T>, g: &Geometry) -> Self {
+    pub(super) fn new(link: &'a Link<'a, T>, g: &Geometry) -> Self {
         let correlation = correlation::<T>(g, link.weight());
         let of_rows = correlation.of_rows::<T>(&link.finish);
         Self { correlation, finish: &link.finish, of_rows, nanoseconds: AtomicU64::new(0) }
     }
 
     /// Computes rows of an image of `xs` that lie at `at` in the whole result.
-    fn compute(&self, xs: &[T], block: &Block, at: usize, out: &mut [T]) {
+    pub(super) fn compute(&self, xs: &[T], block: &Block, at: usize, out: &mut [T]) {
         self.finished(at, out, |out, of_rows| {
             let (correlation, channels) = (&self.correlation, self.correlation.target_channels);
             correlation.block(xs, block, 0..correlation.of_group().1, out, channels, of_rows);

@@ -10,6 +10,7 @@ pub(super) mod chain;
 mod correlation;
 mod narrow;
 mod pointwise;
+pub(super) mod pooled;
 mod reach;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
