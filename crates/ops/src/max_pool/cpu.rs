@@ -4,7 +4,7 @@
 //! where these fill registers, over whole rows where they do not.
 
 use crate::Window2d;
-use crate::element::{Element, by_element, store};
+use crate::element::{Element, by_element, load, store};
 use crate::parallel::{buffer, chunks, each, with_scratch};
 use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
@@ -240,11 +240,17 @@ multiversion! {
         let ((_, _, w, c), window, (image, first)) = (pool.dims, &pool.window, seen);
         let Row { rows: [rows, rows_after], columns: [columns, columns_after] } = row;
         let inside = window.padding.1 * c..(window.padding.1 + w) * c;
-        rows.values[inside.clone()].fill(f32::NEG_INFINITY);
-        rows.taps[inside.clone()].fill(P::OUTSIDE);
-        for (ky, at) in pool.rows(y) {
-            let tap = P::new(ky * window.kernel.1);
-            merge_rows(&image[(at - first) * w * c..][..w * c], tap, rows, rows_after, inside.clone());
+        let tap = |ky: usize| P::new(ky * window.kernel.1);
+        let mut within = pool.rows(y);
+        if let Some((ky, at)) = within.next() {
+            load(&mut rows.values[inside.clone()], &image[(at - first) * w * c..][..w * c]);
+            rows.taps[inside.clone()].fill(tap(ky));
+        } else {
+            rows.values[inside.clone()].fill(f32::NEG_INFINITY);
+            rows.taps[inside.clone()].fill(P::OUTSIDE);
+        }
+        for (ky, at) in within {
+            merge_rows(&image[(at - first) * w * c..][..w * c], tap(ky), rows, rows_after, inside.clone());
             std::mem::swap(rows, rows_after);
         }
         // Few channels: all places of the row, of which each stride-th is an output.
@@ -252,15 +258,30 @@ multiversion! {
         let stride = window.stride.1 * c;
         let len = (at_once - 1) * stride + c;
         for first in 0..step {
-            for kx in 0..window.kernel.1 {
-                let from = first * stride + kx * window.dilation.1 * c;
-                merge_columns(rows, from, kx, columns, columns_after, len);
+            let column = |kx: usize| first * stride + kx * window.dilation.1 * c;
+            if window.kernel.1 == 1 {
+                columns.values[..len].copy_from_slice(&rows.values[column(0)..][..len]);
+                columns.taps[..len].copy_from_slice(&rows.taps[column(0)..][..len]);
+            } else {
+                merge_columns(rows, (column(1), 1), (rows, column(0)), columns, len);
+            }
+            for kx in 2..window.kernel.1 {
+                merge_columns(rows, (column(kx), kx), (columns, 0), columns_after, len);
                 std::mem::swap(columns, columns_after);
             }
             for x in 0..at_once {
-                let out = (first + x) * c;
-                let (ys, winners) = (&mut ys[out..][..c], &mut winners[out..][..c]);
-                finish(&columns.values[x * stride..][..c], &columns.taps[x * stride..][..c], ys, winners);
+                let (from, out) = (x * stride, (first + x) * c);
+                // What is copied beyond a pixel of few channels the next one overwrites: copies of a register's size take less
+                // time than those of a pixel's.
+                let fits = from + MANY_CHANNELS <= columns.values.len() && out + MANY_CHANNELS <= ys.len();
+                let n = if at_once > 1 && fits { MANY_CHANNELS } else { c };
+                let (values, taps) = (&columns.values[from..][..n], &columns.taps[from..][..n]);
+                let (ys, winners) = (&mut ys[out..][..n], &mut winners[out..][..n]);
+                if n == MANY_CHANNELS {
+                    finish(&values[..MANY_CHANNELS], &taps[..MANY_CHANNELS], &mut ys[..MANY_CHANNELS], &mut winners[..MANY_CHANNELS]);
+                } else {
+                    finish(values, taps, ys, winners);
+                }
             }
         }
     }
@@ -282,24 +303,18 @@ fn merge_rows<T: Element, P: Tap>(
     }
 }
 
-/// Merges `len` columns from `from` on; the first replaces what was there.
+/// Merges the columns `kx` of windows, `len` elements from `from` on, with the largest of those before.
 #[inline(always)]
 fn merge_columns<P: Tap>(
     rows: &Best<P>,
-    from: usize,
-    kx: usize,
-    best: &Best<P>,
+    (from, kx): (usize, usize),
+    (best, best_from): (&Best<P>, usize),
     after: &mut Best<P>,
     len: usize,
 ) {
     let (seen, seen_taps) = (&rows.values[from..][..len], &rows.taps[from..][..len]);
     let (out, out_taps) = (&mut after.values[..len], &mut after.taps[..len]);
-    if kx == 0 {
-        out.copy_from_slice(seen);
-        out_taps.copy_from_slice(seen_taps);
-        return;
-    }
-    let (values, taps) = (&best.values[..len], &best.taps[..len]);
+    let (values, taps) = (&best.values[best_from..][..len], &best.taps[best_from..][..len]);
     let seen = seen.iter().zip(seen_taps);
     for ((((&seen, &tap), (&value, &of)), out), out_tap) in
         seen.zip(values.iter().zip(taps)).zip(out).zip(out_taps)
