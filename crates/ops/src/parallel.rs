@@ -34,7 +34,7 @@ pub(crate) fn each<T: Send>(items: impl IntoIterator<Item = T>, f: impl Fn(usize
     let items: Items<T> = Items(items.into_iter().map(ManuallyDrop::new).collect());
     team::run(items.0.len(), &|i| {
         #[expect(unsafe_code, reason = "see `Items`")]
-        // SAFETY: the team runs each number once.
+        // SAFETY: the team runs each number once, and none beyond.
         let item = unsafe { items.take(i) };
         f(i, item);
     });

@@ -26,7 +26,7 @@ pub(crate) fn threads() -> usize {
     *THREADS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// Runs `task` for every number below `tasks`, on the calling thread and the others of the team, and comes back
+/// Runs `task` once for every number below `tasks`, on the calling thread and the others of the team, and comes back
 /// when all are done. Within a task, and while the team is at work for another thread, the tasks run here.
 pub(crate) fn run(tasks: usize, task: &(dyn Fn(usize) + Sync)) {
     static TEAM: OnceLock<&'static Team> = OnceLock::new();
