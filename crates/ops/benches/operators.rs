@@ -34,6 +34,8 @@ const LAYERS: &[Layer] = &[
     ("gemm/lenet5 first",                128,    1,  28,    6, 5, 1, 1),
     ("gemm/lenet5 second",               128,    6,  14,   16, 5, 1, 1),
     ("pointwise/resnet50 layer1",          8,   64,  56,  256, 1, 1, 1),
+    ("pointwise/resnet50 layer2",          8,  512,  28,  128, 1, 1, 1),
+    ("pointwise/resnet50 layer3",          8,  256,  14, 1024, 1, 1, 1),
     ("pointwise/resnet50 layer4",          8, 2048,   7,  512, 1, 1, 1),
     ("groups/resnext50 layer1",            8,  128,  56,  128, 3, 1, 32),
     ("groups/resnext50 layer2",            8,  256,  28,  256, 3, 1, 32),

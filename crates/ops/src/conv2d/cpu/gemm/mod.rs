@@ -232,12 +232,25 @@ fn pack<T: Element>(
     chunks(&mut packed, taps.len() * words * width, |i, out| {
         let (group, first) = (i / panels, first_column(i % panels, c_target, width));
         let (columns, of_kernel) = (width.min(c_target), g.taps());
+        let weight = |source| &weight[steps.start(group, source, first)..];
+        if (word, of_kernel) == (Word::Single, 1) {
+            // Rows of the panel as they are.
+            for (i, out) in out.chunks_mut(ROWS * width).enumerate() {
+                let (weight, sources) = (weight(i * ROWS), out.len() / width);
+                if steps.target == 1 {
+                    let rows = weight.chunks(steps.source).zip(out.chunks_exact_mut(width));
+                    rows.for_each(|(weight, out)| out[..columns].copy_from_slice(&weight[..columns]));
+                } else {
+                    transpose(weight, steps.target, (columns, sources), out, width);
+                }
+            }
+            return round::<T>(out);
+        }
         let step = (ROWS / of_kernel).max(8).next_multiple_of(2);
         // [source channel × tap of the kernel][column] of a few source channels, for all of it to stay in cache.
         let mut turned = take::<f32>(step * of_kernel * width);
         for some in (0..c_source).step_by(step) {
             let sources = step.min(c_source - some);
-            let weight = |source| &weight[steps.start(group, source, first)..];
             if steps.source == of_kernel {
                 transpose(weight(some), steps.target, (columns, sources * of_kernel), &mut turned, width);
             } else {

@@ -8,7 +8,7 @@ use super::TASKS;
 use super::correlation::{Correlation, Pass};
 use super::reach::{Axis, Block, Patch, Reach, blocks};
 use crate::element::{Element, load, store};
-use crate::parallel::{buffer, map, with_scratch};
+use crate::parallel::{buffer, chunks, map, with_scratch};
 use crate::pool::{Buffer, take};
 use std::ops::Range;
 
@@ -51,6 +51,19 @@ const WEIGHTS: usize = 10 * 1024;
 pub(super) struct Run {
     columns: Range<usize>,
     taps: Range<usize>,
+}
+
+impl Run {
+    /// How many taps are taken together: all, where what a column sees at one of them is what its neighbour sees at
+    /// the next.
+    fn along(&self, x: &Axis) -> usize {
+        let taps = &x.taps[self.taps.clone()];
+        let neighbours = taps.windows(2).all(|pair| pair[1].0 == pair[0].0 + x.stride as isize);
+        match taps.len() {
+            n if self.columns.len() > 1 && neighbours && spread::ALONG.contains(&n) => n,
+            _ => 1,
+        }
+    }
 }
 
 /// The columns of a pass over a source of so many, by the taps that lie inside.
@@ -169,10 +182,11 @@ impl Correlation {
             let mut next = if ahead { &source.data[seen(position)..seen(position + 1)] } else { &[] };
             for run in runs {
                 let corner = x.taps.get(run.taps.start).map_or(0, |tap| tap.0);
+                let along = run.along(x);
                 taps.clear();
                 for tap_y in of_y.clone() {
                     let row = source.row((position * y.stride) as isize + y.taps[tap_y].0) * w;
-                    taps.extend(run.taps.clone().map(|tap_x| spread::Tap {
+                    taps.extend(run.taps.clone().step_by(along).map(|tap_x| spread::Tap {
                         offset: (row + (x.taps[tap_x].0 - corner) as usize) * pixel,
                         row: tap_y * x.taps.len() + tap_x,
                     }));
@@ -185,7 +199,7 @@ impl Correlation {
                 }));
                 // Most columns are in one run.
                 let next = if starts.len() > 1 { std::mem::take(&mut next) } else { &[] };
-                let pixels = spread::Pixels { data: source.data, starts: &starts, taps: &taps, next };
+                let pixels = spread::Pixels { data: source.data, starts: &starts, taps: &taps, along, next };
                 let out_at = |column: usize| {
                     ((row * y.step + y.origin) * self.target.1 + column * x.step + x.origin) * channels
                 };
@@ -248,14 +262,16 @@ pub(super) fn weight_gradient<T: Element>(g: &Geometry, xs: &[T], dys: &[T]) -> 
         sums
     });
     let mut dw = buffer::<f32>(g.c_out * rows);
-    for (channel, dw) in dw.chunks_exact_mut(rows).enumerate() {
-        for (i, dw) in dw.iter_mut().enumerate() {
-            // From [element][tap] to [tap][element].
-            let row = i % taps * group + i / taps;
-            let at = (channel / width * rows + row) * width + channel % width;
-            *dw = partial.iter().map(|sums| f64::from(sums[at])).sum::<f64>() as f32;
+    chunks(&mut dw, rows * width, |panel, dw| {
+        for (channel, dw) in dw.chunks_exact_mut(rows).enumerate() {
+            for (i, dw) in dw.iter_mut().enumerate() {
+                // From [element][tap] to [tap][element].
+                let row = i % taps * group + i / taps;
+                let at = (panel * rows + row) * width + channel;
+                *dw = partial.iter().map(|sums| f64::from(sums[at])).sum::<f64>() as f32;
+            }
         }
-    }
+    });
     dw
 }
 
@@ -321,6 +337,7 @@ fn add_block<T: Element>(
             spread::sum(
                 left,
                 right,
+                g.out.1,
                 Out { data: sums, stride: width, columns, end: End::add_if(accumulate) },
             );
         }
