@@ -76,7 +76,7 @@ pub use lrn::{LocalResponseNorm, local_response_norm};
 pub use max_pool::max_pool2d;
 pub use parallel::{map as parallel_map, set_threads};
 pub use radix_softmax::radix_softmax;
-pub use slot::{backward, no_grad};
+pub use slot::{backward, backward_into, no_grad};
 pub use stored_images::{Pick, StoredImages};
 pub use timing::timed;
 pub use window::Window2d;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 /// The processes of a run, its *ranks*, as one of them sees them.
 ///
-/// Every rank calls [`Communicator::sum`] the same number of times, in the same order, with tensors of the same size.
-/// It is all that they need of one another: what one rank alone knows is the sum of its value and the others' zeros.
+/// Every rank begins the same number of sums, in the same order, with tensors of the same size. It is all that they need
+/// of one another: what one rank alone knows is the sum of its value and the others' zeros.
 pub trait Communicator: Debug + Send + Sync {
     /// This process, from 0.
     fn rank(&self) -> usize;
@@ -24,9 +24,21 @@ pub trait Communicator: Debug + Send + Sync {
     /// If another rank has ended or does not answer.
     fn sum(&self, xs: &Tensor) -> Result<Tensor>;
 
+    /// Begins a sum, and goes on meanwhile where it can: the result is asked for later.
+    ///
+    /// # Errors
+    /// As [`Communicator::sum`]; so has the result.
+    fn begin_sum(&self, xs: &Tensor) -> Result<PendingSum> {
+        let sum = self.sum(xs)?;
+        Ok(Box::new(|| Ok(sum)))
+    }
+
     /// Says that this rank has come to its end, as all others will. One that has failed just ends.
     fn leave(&self) {}
 }
+
+/// Waits for a sum that has begun.
+pub type PendingSum = Box<dyn FnOnce() -> Result<Tensor>>;
 
 /// A run of one process.
 #[derive(Debug, Clone, Copy, Default)]

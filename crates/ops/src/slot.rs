@@ -19,6 +19,7 @@ use half::bf16;
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Elements of a map.
@@ -431,9 +432,12 @@ fn backward_of<T: Element>(op: &Op<impl Kernel>, params: &[&Tensor]) -> Result<V
     of_params.into_iter().zip(params).zip(&op.of_param).map(tensor).collect()
 }
 
+/// Takes the gradient of a variable.
+type Take = Rc<dyn Fn(&Tensor, Tensor) -> Result<()>>;
+
 thread_local! {
-    /// Gradients of variables during [`backward`].
-    static COLLECTED: RefCell<Option<HashMap<TensorId, Tensor>>> = const { RefCell::new(None) };
+    /// What takes gradients of variables during a backward.
+    static TAKE: RefCell<Option<Take>> = const { RefCell::new(None) };
 }
 
 /// `loss.backward()`, quicker: gradients of parameters go straight to the result, where candle adds each of
@@ -442,29 +446,46 @@ thread_local! {
 /// # Errors
 /// As `loss.backward()`.
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
-    let (gradients, collected) = scoped(&COLLECTED, Some(HashMap::new()), || loss.backward());
-    let mut gradients = gradients?;
-    for (id, gradient) in collected.unwrap_or_default() {
+    let collected = Rc::new(RefCell::new(HashMap::<TensorId, Tensor>::new()));
+    let take = {
+        let collected = Rc::clone(&collected);
+        move |variable: &Tensor, gradient| {
+            let sum = plus(collected.borrow().get(&variable.id()), gradient)?;
+            collected.borrow_mut().insert(variable.id(), sum);
+            Ok(())
+        }
+    };
+    let mut gradients = backward_into(loss, take)?;
+    for (id, gradient) in collected.take() {
         let sum = plus(gradients.get_id(id), gradient)?;
         gradients.insert_id(id, sum);
     }
     Ok(gradients)
 }
 
+/// The same, that gives the gradient of a variable to `take` as soon as an operator of this crate has computed it, the
+/// last layer's first. Of a variable with several operators each gives a part; what candle's own operators give is in the
+/// result. The gradient is the sum of all of these.
+///
+/// # Errors
+/// As `loss.backward()`, and those of `take`.
+pub fn backward_into(
+    loss: &Tensor,
+    take: impl Fn(&Tensor, Tensor) -> Result<()> + 'static,
+) -> Result<GradStore> {
+    scoped(&TAKE, Some(Rc::new(take)), || loss.backward()).0
+}
+
 fn plus(before: Option<&Tensor>, gradient: Tensor) -> Result<Tensor> {
     before.map_or(Ok(gradient.clone()), |before| before + &gradient)
 }
 
-/// Keeps the gradient of a variable for [`backward`]; gives it back where that does not run.
+/// Hands the gradient of a variable to what takes it; gives it back where nothing does.
 pub(crate) fn collect(param: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
-    COLLECTED.with_borrow_mut(|collected| match collected {
-        Some(collected) if param.is_variable() => {
-            let sum = plus(collected.get(&param.id()), gradient)?;
-            collected.insert(param.id(), sum);
-            Ok(None)
-        }
-        _ => Ok(Some(gradient)),
-    })
+    match TAKE.with_borrow(|take| take.clone().filter(|_| param.is_variable())) {
+        Some(take) => take(param, gradient).map(|()| None),
+        None => Ok(Some(gradient)),
+    }
 }
 
 /// From a slot to candle's graph.

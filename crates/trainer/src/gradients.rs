@@ -1,15 +1,25 @@
 //! The gradients of one optimizer step.
 
-use crate::ranks::{concat, split};
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor, Var};
 use zoo_ops::parallel_map;
-use zoo_ops::ranks::Communicator;
 
 /// A gradient for each of a list of parameters, in the list's order; `None` where the loss does not depend on
 /// the parameter.
 #[derive(Debug, Clone, Default)]
 pub struct Gradients(Vec<Option<Tensor>>);
+
+impl From<Vec<Option<Tensor>>> for Gradients {
+    fn from(gradients: Vec<Option<Tensor>>) -> Self {
+        Self(gradients)
+    }
+}
+
+impl From<Gradients> for Vec<Option<Tensor>> {
+    fn from(gradients: Gradients) -> Self {
+        gradients.0
+    }
+}
 
 /// Elements whose squares are summed one after the other, so that the order of a sum does not depend on the
 /// number of threads.
@@ -56,22 +66,6 @@ impl Gradients {
             *gradient = gradient.affine(factor, 0.0)?;
         }
         Ok(())
-    }
-
-    /// Adds up those of all ranks, and tensors `[n]` beside them, which come back as sums.
-    ///
-    /// # Errors
-    /// If a rank has ended or does not answer.
-    pub fn sum_over(&mut self, ranks: &dyn Communicator, others: &[Tensor]) -> Result<Vec<Tensor>> {
-        let own =
-            self.0.iter().flatten().map(Tensor::flatten_all).chain(others.iter().map(|t| Ok(t.clone())));
-        let own = own.collect::<Result<Vec<_>>>()?;
-        let Some(all) = concat(&own)? else { return Ok(Vec::new()) };
-        let mut sums = split(&ranks.sum(&all)?, &own)?.into_iter();
-        for (gradient, sum) in self.0.iter_mut().flatten().zip(sums.by_ref()) {
-            *gradient = sum.reshape(gradient.shape())?;
-        }
-        Ok(sums.collect())
     }
 
     /// The L2 norm of all of them together, as of one long vector.

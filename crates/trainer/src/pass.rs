@@ -29,6 +29,18 @@ pub fn train_pass(
     label_smoothing: f64,
     scale: f64,
 ) -> Result<Pass> {
+    pass_with(model, xs, targets, label_smoothing, scale, backward)
+}
+
+/// The same with a backward of one's own, such as one that gives some of the gradients away.
+pub(crate) fn pass_with(
+    model: &Model,
+    xs: &FeatureMap,
+    targets: &Targets,
+    label_smoothing: f64,
+    scale: f64,
+    backward: impl FnOnce(&Tensor) -> Result<GradStore>,
+) -> Result<Pass> {
     let (logits, heads) = model.forward_auxiliary(xs)?;
     let mut total = cross_entropy(&logits, targets, label_smoothing, None)?;
     let loss = total.detach();

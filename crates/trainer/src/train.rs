@@ -5,18 +5,20 @@ use crate::gradients::Gradients;
 use crate::memory::explain;
 use crate::metrics::{Metrics, percent};
 use crate::observer::{EpochRecord, Observer, Outcome, StepInfo};
-use crate::pass::train_pass;
+use crate::pass::pass_with;
+use crate::ranks::Buckets;
 use crate::scores::{Scores, Sums};
 use crate::state::{Best, EpochSums};
 use crate::{Error, Precision, Result, RunDir, TrainConfig, Trainer};
 use candle_core::{Device, Tensor, Var};
 use serde::Serialize;
 use std::ops::ControlFlow;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use zoo_data::{Batch, Loader, View};
 use zoo_ops::ranks::with_synchronised_batch_norm;
-use zoo_ops::{Targets, score};
+use zoo_ops::{Targets, backward, backward_into, score};
 
 /// Skipped images that are named one by one.
 const WARNINGS: usize = 10;
@@ -39,6 +41,8 @@ struct Group {
     /// Which step of the epoch it is, counting those without a readable image.
     index: usize,
     gradients: Gradients,
+    /// Their sums over the ranks, which begin in the backward of the last pass.
+    buckets: Option<Rc<Buckets>>,
     /// Images.
     n: usize,
     scores: Scores,
@@ -101,14 +105,15 @@ impl Trainer {
                 }
             }
             group.index = number / accum;
-            self.pass(&batch, &mut group).map_err(|error| {
+            let last = (number + 1).is_multiple_of(accum) || number + 1 == batches;
+            self.pass(&batch, &mut group, last).map_err(|error| {
                 let TrainConfig { batch_size, dtype, .. } = self.config;
                 explain(error, &self.model, batch_size, dtype.dtype(), &self.place.device)
             })?;
             drop(batch);
-            if (number + 1).is_multiple_of(accum) || number + 1 == batches {
-                let last = std::mem::take(&mut group);
-                if self.end_step(last, &mut clock, stop, observer)?.is_break() {
+            if last {
+                let group = std::mem::take(&mut group);
+                if self.end_step(group, &mut clock, stop, observer)?.is_break() {
                     return Ok(Flow::Break(()));
                 }
             }
@@ -123,8 +128,8 @@ impl Trainer {
         Ok(Flow::Continue(()))
     }
 
-    /// Adds a batch's gradients to those of its group.
-    fn pass(&self, batch: &Batch, group: &mut Group) -> Result<()> {
+    /// Adds a batch's gradients to those of its group, which may be its last.
+    fn pass(&self, batch: &Batch, group: &mut Group, last: bool) -> Result<()> {
         let xs = self.input.normalise(
             batch,
             self.stored[0].as_ref(),
@@ -135,13 +140,22 @@ impl Trainer {
         let scale = batch.n as f64 / planned as f64 * self.loss_scale();
         let targets = self.targets(batch)?;
         self.noise.set_first_image(batch.first);
-        let pass = || train_pass(&self.model, &xs, &targets, self.config.label_smoothing, scale);
+        let parameters = self.optimizer.parameters();
+        if last && self.place.is_shared() {
+            let before = std::mem::take(&mut group.gradients);
+            group.buckets = Some(Buckets::new(&self.place.ranks, parameters, before));
+        }
+        let backward = |loss: &Tensor| match group.buckets.clone() {
+            Some(buckets) => backward_into(loss, move |variable, gradient| buckets.take(variable, &gradient)),
+            None => backward(loss),
+        };
+        let pass = || pass_with(&self.model, &xs, &targets, self.config.label_smoothing, scale, backward);
         let pass = match self.config.sync_batch_norm {
             true => with_synchronised_batch_norm(&self.place.ranks, pass)?,
             false => pass()?,
         };
         group.scores.add(batch.n, score(&pass.loss, &pass.logits, batch.main_labels())?);
-        group.gradients.add(Gradients::take(self.optimizer.parameters(), pass.gradients))?;
+        group.gradients.add(Gradients::take(parameters, pass.gradients))?;
         group.n += batch.n;
         group.next_batch = batch.number + 1;
         Ok(())
@@ -176,7 +190,11 @@ impl Trainer {
         *sums = Sums { n: numbers[0] as usize, top1: numbers[1] as u64, loss: numbers[2] };
         group.n = sums.n;
         let statistics: Vec<Tensor> = self.averaged.iter().map(Var::as_detached_tensor).collect();
-        let sums = group.gradients.sum_over(&**ranks, &statistics)?;
+        let (parameters, own) = (self.optimizer.parameters(), std::mem::take(&mut group.gradients));
+        let buckets = group.buckets.take();
+        let buckets = buckets.unwrap_or_else(|| Buckets::new(ranks, parameters, Gradients::default()));
+        let (gradients, sums) = buckets.finish(parameters, own, &statistics)?;
+        group.gradients = gradients;
         for (var, sum) in self.averaged.iter().zip(&sums) {
             var.set(&sum.affine(1.0 / ranks.size() as f64, 0.0)?)?;
         }

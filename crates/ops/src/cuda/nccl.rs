@@ -1,9 +1,10 @@
 //! Sums over the GPUs of a run by NCCL.
 
-use candle_core::cuda_backend::CudaDType;
+use crate::ranks::PendingSum;
 use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use candle_core::cuda_backend::cudarc::nccl::NcclType;
 use candle_core::cuda_backend::cudarc::nccl::{Comm, Id, ReduceOp};
+use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Device, Result, Storage, Tensor, bail};
 use std::sync::{Mutex, PoisonError};
@@ -43,7 +44,8 @@ impl Nccl {
     /// # Errors
     /// If the device is no GPU, or NCCL fails.
     pub fn join(device: &Device, rank: usize, size: usize, id: &NcclId) -> Result<Self> {
-        let stream = device.as_cuda_device()?.cuda_stream();
+        // Of its own, so that sums are formed while gradients of other layers are computed.
+        let stream = device.as_cuda_device()?.cuda_stream().fork().w()?;
         let id = Id::uninit(id.map(|byte| byte as std::ffi::c_char));
         match Comm::from_rank(stream, rank, size, id) {
             Ok(comm) => Ok(Self(Mutex::new(Communicator(comm)))),
@@ -51,31 +53,46 @@ impl Nccl {
         }
     }
 
-    /// The sum of the ranks' tensors `[n]`, in f32 or f64.
+    /// Begins the sum of the ranks' tensors `[n]`, in f32 or f64, on a stream of its own; what the GPU is given to do after
+    /// the result has been asked for waits for it.
     ///
     /// # Errors
     /// If the tensor is not on the GPU, or NCCL fails.
-    pub fn sum(&self, xs: &Tensor) -> Result<Tensor> {
+    pub fn begin_sum(&self, xs: &Tensor) -> Result<PendingSum> {
         match xs.dtype() {
-            DType::F32 => self.sum_of::<f32>(xs),
-            DType::F64 => self.sum_of::<f64>(xs),
+            DType::F32 => self.begin_sum_of::<f32>(xs),
+            DType::F64 => self.begin_sum_of::<f64>(xs),
             dtype => bail!("ranks do not add up {dtype:?}"),
         }
     }
 
-    fn sum_of<T: NcclType + CudaDType + DeviceRepr + ValidAsZeroBits>(&self, xs: &Tensor) -> Result<Tensor> {
+    fn begin_sum_of<T>(&self, xs: &Tensor) -> Result<PendingSum>
+    where
+        T: NcclType + CudaDType + DeviceRepr + ValidAsZeroBits + 'static,
+    {
         let xs = xs.contiguous()?;
         let device = xs.device().as_cuda_device()?.clone();
-        let (storage, layout) = xs.storage_and_layout();
-        let Storage::Cuda(storage) = &*storage else { bail!("NCCL adds up what is on GPUs") };
-        let start = layout.start_offset();
-        let own = storage.as_cuda_slice::<T>()?.slice(start..start + xs.elem_count());
         let mut sums = device.alloc_zeros::<T>(xs.elem_count())?;
-        let communicator = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = communicator.0.all_reduce(&own, &mut sums, &ReduceOp::Sum) {
-            bail!("NCCL: {error:?}");
-        }
-        let sums = Storage::Cuda(CudaStorage::wrap_cuda_slice(sums, device));
-        Ok(Tensor::from_storage(sums, xs.shape(), BackpropOp::none(), false))
+        let done = {
+            let (storage, layout) = xs.storage_and_layout();
+            let Storage::Cuda(storage) = &*storage else { bail!("NCCL adds up what is on GPUs") };
+            let start = layout.start_offset();
+            let own = storage.as_cuda_slice::<T>()?.slice(start..start + xs.elem_count());
+            let communicator = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let stream = communicator.0.stream();
+            stream.join(&device.cuda_stream()).w()?;
+            if let Err(error) = communicator.0.all_reduce(&own, &mut sums, &ReduceOp::Sum) {
+                bail!("NCCL: {error:?}");
+            }
+            stream.record_event(None).w()?
+        };
+        Ok(Box::new(move || {
+            device.cuda_stream().wait(&done).w()?;
+            // Both were in use until here, and their memory may be given to others from here on.
+            drop(xs);
+            let shape = sums.len();
+            let sums = Storage::Cuda(CudaStorage::wrap_cuda_slice(sums, device));
+            Ok(Tensor::from_storage(sums, shape, BackpropOp::none(), false))
+        }))
     }
 }

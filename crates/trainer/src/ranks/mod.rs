@@ -4,6 +4,8 @@
 //! every rank takes the same step with it. Nothing else has to be agreed on: all draw the same initial values, and
 //! the shares of a batch are cut from the same order.
 
+mod background;
+mod buckets;
 mod environment;
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -11,9 +13,11 @@ mod mpi;
 mod nccl;
 mod tcp;
 
+pub(crate) use buckets::Buckets;
 pub use environment::Membership;
 
 use crate::{Error, Result};
+use background::InBackground;
 use candle_core::{Device, Tensor, Var};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +52,7 @@ impl Place {
         let timeout = timeout()?;
         #[cfg(feature = "mpi")]
         if let Some(ranks) = mpi::Mpi::join()? {
-            return Ok(Self { device: device.clone(), ranks: Arc::new(ranks) });
+            return Ok(Self { device: device.clone(), ranks: in_background(ranks)? });
         }
         let ranks: Arc<dyn Communicator> = match Membership::from_env()? {
             Some(membership) => connect(device, &membership, timeout)?,
@@ -113,12 +117,21 @@ pub(crate) fn split(all: &Tensor, like: &[Tensor]) -> candle_core::Result<Vec<Te
 
 fn connect(device: &Device, membership: &Membership, timeout: Duration) -> Result<Arc<dyn Communicator>> {
     match device {
-        Device::Cpu => Ok(Arc::new(tcp::Tcp::connect(membership, timeout)?)),
+        Device::Cpu => in_background(tcp::Tcp::connect(membership, timeout)?),
         #[cfg(feature = "nccl")]
         Device::Cuda(_) => Ok(Arc::new(nccl::Gpus::connect(device, membership, timeout)?)),
         _ => Err(Error::Ranks(
             "this build of zoo trains on one GPU only; cargo build --features nccl adds more".into(),
         )),
+    }
+}
+
+fn in_background(ranks: impl Communicator + 'static) -> Result<Arc<dyn Communicator>> {
+    match InBackground::new(ranks) {
+        Ok(ranks) => Ok(Arc::new(ranks)),
+        Err(error) => {
+            Err(Error::Ranks(format!("cannot start the thread that talks to other ranks: {error}")))
+        }
     }
 }
 

@@ -35,7 +35,7 @@ impl Mpi {
         if LAUNCHED.iter().all(|name| std::env::var_os(name).is_none()) {
             return Ok(None);
         }
-        // One thread at a time calls: that of the training loop, which holds the run.
+        // One thread at a time calls: that which forms sums, and in the end this one.
         let Some((universe, threading)) = mpi::initialize_with_threading(Threading::Serialized) else {
             return Err(Error::Ranks("MPI has been started twice in one process".into()));
         };

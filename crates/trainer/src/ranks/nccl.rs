@@ -6,7 +6,7 @@ use crate::Result;
 use candle_core::{Device, Tensor};
 use std::time::Duration;
 use zoo_ops::cuda::{Nccl, NcclId};
-use zoo_ops::ranks::{Communicator, check_sum};
+use zoo_ops::ranks::{Communicator, PendingSum, check_sum};
 
 #[derive(Debug)]
 pub(super) struct Gpus {
@@ -43,7 +43,15 @@ impl Communicator for Gpus {
         check_sum(xs)?;
         match xs.device() {
             Device::Cpu => self.tcp.sum(xs),
-            _ => self.nccl.sum(xs),
+            _ => self.nccl.begin_sum(xs)?(),
+        }
+    }
+
+    fn begin_sum(&self, xs: &Tensor) -> candle_core::Result<PendingSum> {
+        check_sum(xs)?;
+        match xs.device() {
+            Device::Cpu => self.tcp.begin_sum(xs),
+            _ => self.nccl.begin_sum(xs),
         }
     }
 }
