@@ -3,7 +3,7 @@
 use crate::input::Input;
 use crate::metrics::{ClassAccuracy, Metrics};
 use crate::{Error, Result};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -47,21 +47,29 @@ pub fn evaluate(
     progress: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<EvalReport>> {
     let start = Instant::now();
-    let metrics = measure(model, (loader, None), input, views, place, progress)?;
+    let metrics = measure(model, (loader, None), input, views, place, place.1.is_cuda(), progress)?;
     Ok(metrics.map(|metrics| EvalReport::new(&metrics, start, &loader.dataset().meta().classes)))
 }
 
-/// What [`evaluate`] counts, of images that may be stored on the device.
+/// Batches whose logits stay on a GPU until they are read together: reading waits for all that it was given to do before.
+const READ_AT_ONCE: usize = 16;
+
+/// What [`evaluate`] counts, of images that may be stored on the device; logits may be read `late`.
 pub(crate) fn measure(
     model: &Model,
     (loader, stored): (&Loader, Option<&StoredImages>),
     input: &Input,
     views: &[View],
     (dtype, device): (DType, &Device),
+    late: bool,
     mut progress: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Metrics>> {
     let mut metrics = Metrics::default();
     let inference = Inference::default();
+    // Logits that have not been looked at, with their labels.
+    let mut unread: Vec<(Tensor, Vec<u32>)> = Vec::new();
+    let at_once = if late { READ_AT_ONCE } else { 1 };
+    let batches = loader.batches();
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
         let answer = |view: &View| {
@@ -73,10 +81,20 @@ pub(crate) fn measure(
         let mut logits = views.iter().map(answer);
         let first = logits.next().ok_or_else(|| Error::config("views", "there is none"))??;
         let logits = logits.try_fold(first, |sum, logits| sum + logits?)?;
-        metrics.update(&logits, &batch.labels)?;
+        unread.push((logits, batch.labels));
+        if unread.len() < at_once && batch.number + 1 < batches {
+            continue;
+        }
+        for (logits, labels) in unread.drain(..) {
+            metrics.update(&logits, &labels)?;
+        }
         if progress(metrics.n as usize).is_break() {
             return Ok(None);
         }
+    }
+    // The last batch of all is left out where no image of it can be read.
+    for (logits, labels) in unread {
+        metrics.update(&logits, &labels)?;
     }
     Ok(Some(metrics))
 }

@@ -369,6 +369,7 @@ impl Trainer {
             &self.input,
             &[View::PLAIN],
             place,
+            self.reads_late,
             progress,
         );
         if let Some(averaged) = &self.averaged_weights {
@@ -452,7 +453,7 @@ mod tests {
             dataset = "shapes"
             epochs = 2
             limit_train = 200
-            limit_test = 20
+            limit_test = 70
             augment = "standard"
             batch_size = 4
             grad_accum = 2
