@@ -1,7 +1,7 @@
 //! The type that flows through a network.
 
 #[cfg(any(test, feature = "cuda"))]
-use crate::cuda::{Map, launch, pointer, uninitialised};
+use crate::cuda::{Map, launch, pointer, uninitialised, with_bytes};
 use crate::dispatch::{Path, path};
 use crate::element::Element;
 use crate::parallel::chunks;
@@ -82,11 +82,13 @@ impl FeatureMap {
             }
             #[cfg(any(test, feature = "cuda"))]
             (Path::Cuda, _) => {
-                let bytes = Tensor::from_slice(pixels, pixels.len(), device)?;
                 let tables = Tensor::from_slice(tables.as_flattened(), c * 256, device)?;
                 let values = uninitialised(dims, dtype, device)?;
-                let args = [pointer(&bytes)?, pointer(&tables)?, pointer(&values)?, c.into()];
-                launch(device, "from_bytes", dtype, pixels.len(), &args)?;
+                let (tables_at, values_at) = (pointer(&tables)?, pointer(&values)?);
+                with_bytes(device, pixels, |bytes| {
+                    let args = [bytes, tables_at, values_at, c.into()];
+                    launch(device, "from_bytes", dtype, pixels.len(), &args)
+                })?;
                 Ok(Self::on_gpu(Map::constant(values)?))
             }
             _ => {

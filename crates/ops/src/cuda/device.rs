@@ -30,8 +30,8 @@ pub fn open(ordinal: usize) -> Result<Device> {
         Err(error) => bail!("GPU {ordinal} cannot be used: {error}"),
     };
     let cuda = device.as_cuda_device()?;
-    // SAFETY: all work is on the one stream of this device, in the order of the calls, so nothing waits for another
-    // stream by events.
+    // SAFETY: all work is on the one stream of this device, in the order of the calls; the two others, `upload`'s and
+    // `nccl`'s, are waited for, and wait, where they are used.
     unsafe { cuda.disable_event_tracking() };
     let context = cuda.cuda_stream().context().clone();
     let capability = context.compute_capability().w()?;

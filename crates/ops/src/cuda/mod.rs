@@ -1,7 +1,8 @@
 //! The kernels for GPUs of NVIDIA: maps beside candle's graph, launches, cuDNN.
 //!
 //! Maps and what is computed on the way are ordinary candle tensors without a graph, whose memory the kernels read and
-//! write by its address. All of it happens on the device's one stream, in the order of the calls.
+//! write by its address. All of it happens on the device's one stream, in the order of the calls; images (`upload`) and
+//! sums over ranks (`nccl`) travel on streams of their own, for which that one waits.
 //!
 //! In tests this runs on the CPU, too: the kernels are compiled as C (see `source`), and only cuDNN is missing.
 
@@ -15,6 +16,8 @@ mod nccl;
 mod source;
 #[cfg(test)]
 mod tests;
+#[cfg(all(feature = "cuda", not(test)))]
+mod upload;
 
 #[cfg(feature = "cuda")]
 pub use device::{open, total_memory};
@@ -115,6 +118,19 @@ pub(crate) fn pointer(xs: &Tensor) -> Result<Arg> {
 /// The same of what may be absent.
 pub(crate) fn pointer_or_null(xs: Option<&Tensor>) -> Result<Arg> {
     xs.map_or(Ok(Arg::Pointer(0)), pointer)
+}
+
+/// Lets `launch` launch what reads `bytes`, which are on the device meanwhile.
+pub(crate) fn with_bytes(
+    device: &Device,
+    bytes: &[u8],
+    launch: impl FnOnce(Arg) -> Result<()>,
+) -> Result<()> {
+    #[cfg(all(feature = "cuda", not(test)))]
+    if device.is_cuda() {
+        return upload::with_bytes(device, bytes, launch);
+    }
+    launch(pointer(&Tensor::from_slice(bytes, bytes.len(), device)?)?)
 }
 
 /// Runs a kernel of the element type `dtype` for `n` elements, which is its last argument.
