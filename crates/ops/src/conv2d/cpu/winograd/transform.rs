@@ -69,6 +69,19 @@ impl<'a, T: Element> Window<'a, T> {
         Self { image, size, corner, outside }
     }
 
+    /// Where the pixels of a tile of `side` × `side` are if all of them lie inside.
+    #[inline(always)]
+    fn inside(&self, side: usize) -> Option<Inside<T>> {
+        let ((h, w), channels) = (self.size, self.outside.len());
+        let (y, x) = (usize::try_from(self.corner.0).ok()?, usize::try_from(self.corner.1).ok()?);
+        let inside = y + side <= h && x + side <= w;
+        inside.then(|| Inside {
+            first: self.image[(y * w + x) * channels..].as_ptr(),
+            row: w * channels,
+            channels,
+        })
+    }
+
     /// Where the channels of each pixel of a tile of `side` × `side` are.
     #[inline(always)]
     fn pixels(&self, side: usize) -> [[*const T; SIDE]; SIDE] {
@@ -97,6 +110,32 @@ impl<'a, T: Element> Window<'a, T> {
             let row = self.image.as_ptr().wrapping_offset(at * channels as isize);
             prefetch(row, step * channels);
         }
+    }
+}
+
+/// Where the channels of each pixel of a tile are.
+trait Pixels<T> {
+    fn at(&self, y: usize, x: usize) -> *const T;
+}
+
+impl<T> Pixels<T> for [[*const T; SIDE]; SIDE] {
+    #[inline(always)]
+    fn at(&self, y: usize, x: usize) -> *const T {
+        self[y][x]
+    }
+}
+
+/// A tile without a pixel outside: most are.
+struct Inside<T> {
+    first: *const T,
+    row: usize,
+    channels: usize,
+}
+
+impl<T> Pixels<T> for Inside<T> {
+    #[inline(always)]
+    fn at(&self, y: usize, x: usize) -> *const T {
+        self.first.wrapping_add(y * self.row + x * self.channels)
     }
 }
 
@@ -218,8 +257,15 @@ impl<F: Filtering> OfPixels<F> for OfOutputGradients {
 #[inline(always)]
 #[expect(unsafe_code, reason = "pointers")]
 #[expect(clippy::needless_range_loop, reason = "it indexes what the columns hold")]
-unsafe fn to_positions<V: Vector, T: Element, F: Filtering, P: OfPixels<F>, const WHOLE: bool>(
-    pixels: &[[*const T; SIDE]; SIDE],
+unsafe fn to_positions<
+    V: Vector,
+    T: Element,
+    F: Filtering,
+    P: OfPixels<F>,
+    S: Pixels<T>,
+    const WHOLE: bool,
+>(
+    pixels: &S,
     ch: usize,
     n: usize,
     out: *const *mut f32,
@@ -230,7 +276,7 @@ unsafe fn to_positions<V: Vector, T: Element, F: Filtering, P: OfPixels<F>, cons
     // SAFETY: the caller's promise.
     unsafe {
         let columns = line!([zero; SIDE]; x < P::PIXELS => {
-            P::along(line!(zero; y < P::PIXELS => fetch::<V, T, WHOLE>(pixels[y][x].add(ch), n)))
+            P::along(line!(zero; y < P::PIXELS => fetch::<V, T, WHOLE>(pixels.at(y, x).add(ch), n)))
         });
         for y in 0..F::INPUTS {
             let row = P::along(line!(zero; x < P::PIXELS => columns[x][y]));
@@ -250,13 +296,29 @@ fn tile_to_positions<V: Vector, T: Element, F: Filtering, P: OfPixels<F>>(
     store: Store,
     tile: usize,
 ) {
+    window.prefetch_below(P::PIXELS, F::OUTPUTS);
+    // A table pays where each of its entries is used for several registers.
+    let few = window.outside.len() <= 2 * V::LANES;
+    match window.inside(P::PIXELS).filter(|_| few) {
+        Some(inside) => pixels_to_positions::<V, T, F, P, _>(&inside, window, out, store, tile),
+        None => pixels_to_positions::<V, T, F, P, _>(&window.pixels(P::PIXELS), window, out, store, tile),
+    }
+}
+
+#[inline(always)]
+fn pixels_to_positions<V: Vector, T: Element, F: Filtering, P: OfPixels<F>, S: Pixels<T>>(
+    pixels: &S,
+    window: &Window<'_, T>,
+    out: &mut Places<'_>,
+    store: Store,
+    tile: usize,
+) {
     let (blocks, channels) = (store.blocks(), store.channels);
     assert!(window.outside.len() == channels && out.starts.len() >= F::INPUTS * F::INPUTS * blocks);
     assert!((tile + 1) * store.block <= out.len);
-    let (pixels, starts) = (window.pixels(P::PIXELS), out.starts.as_ptr());
-    window.prefetch_below(P::PIXELS, F::OUTPUTS);
+    let starts = out.starts.as_ptr();
     let (mut block, mut first) = (0, 0);
-    for_registers!(V, channels, (ch, n) => to_positions::<[T, F, P], WHOLE>(&pixels, ch, n, {
+    for_registers!(V, channels, (ch, n) => to_positions::<[T, F, P, S], WHOLE>(pixels, ch, n, {
         if ch == first + store.block {
             (block, first) = (block + 1, ch);
         }
