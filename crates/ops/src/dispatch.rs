@@ -13,8 +13,7 @@ pub enum Path {
     Reference,
     /// The kernels of this crate for f32 and bf16 on the CPU.
     Cpu,
-    /// Those for f32, bf16 and f16 on GPUs of NVIDIA, with the feature `cuda`; an operator that has none takes its
-    /// reference.
+    /// Those for f32, bf16 and f16 on GPUs of NVIDIA, with the feature `cuda`.
     Cuda,
 }
 

@@ -271,3 +271,14 @@ KERNEL average(const unsigned long long *addresses, const long long *starts, flo
   float *a = (float *)addresses[2 * group] + at;
   *a = kept * *a + taken * ((const float *)addresses[2 * group + 1])[at];
 }
+
+// For each of n words the next one of the same row, or -1; behind them, for each, whether it is the first of its row.
+KERNEL word_links(const int *rows_of, int *next, int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  int after = i + 1, before = 0;
+  while (after < n && rows_of[after] != rows_of[i]) after++;
+  while (before < i && rows_of[before] != rows_of[i]) before++;
+  next[i] = after < n ? after : -1;
+  next[n + i] = before == i;
+}

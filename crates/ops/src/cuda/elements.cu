@@ -249,3 +249,85 @@ KERNEL NAME(avg_pool_gradient)(const E *dys, E *dxs, const int *spans, const flo
   }
   dxs[i] = STORE(sum);
 }
+
+// Local response normalisation over `size` neighbouring channels: `factor` times the sum of their squares and k, which is
+// kept in `bases` where that is asked for, to the power of -beta.
+KERNEL NAME(local_response)(const E *xs, float *bases, E *ys, float factor, float k, float beta, int size, int c, int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  int ch = i % c, first = ch - size / 2, end = ch + (size + 1) / 2;
+  const E *pixel = xs + (i - ch);
+  float squares = 0.0f;
+  for (int near = first > 0 ? first : 0; near < (end < c ? end : c); near++)
+    squares += LOAD(pixel[near]) * LOAD(pixel[near]);
+  float base = k + factor * squares;
+  if (bases) bases[i] = base;
+  ys[i] = STORE(LOAD(xs[i]) * powf(base, -beta));
+}
+
+// `factor` is 2 · beta times that of the forward.
+KERNEL NAME(local_response_gradient)(const E *xs, const E *dys, const float *bases, E *dxs, float factor, float beta,
+                                     int size, int c, int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  // Outputs whose neighbourhood holds this channel: the mirror image of the forward one.
+  int ch = i % c, first = ch - (size - 1) / 2, end = ch + size / 2 + 1;
+  float pull = 0.0f;
+  for (int near = first > 0 ? first : 0; near < (end < c ? end : c); near++) {
+    int at = i - ch + near;
+    pull += LOAD(dys[at]) * LOAD(xs[at]) * powf(bases[at], -beta - 1.0f);
+  }
+  dxs[i] = STORE(LOAD(dys[i]) * powf(bases[i], -beta) - factor * LOAD(xs[i]) * pull);
+}
+
+// Softmax over the splits of pixels of `radix` splits of c channels each: a thread for each pixel and channel.
+KERNEL NAME(radix_softmax)(const E *xs, E *ys, int radix, int c, int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  int first = i / c * c * radix + i % c, end = first + radix * c;
+  float most = LOAD(xs[first]), sum = 0.0f;
+  for (int at = first; at < end; at += c) most = LOAD(xs[at]) > most ? LOAD(xs[at]) : most;
+  for (int at = first; at < end; at += c) sum += expf(LOAD(xs[at]) - most);
+  for (int at = first; at < end; at += c) ys[at] = STORE(expf(LOAD(xs[at]) - most) / sum);
+}
+
+KERNEL NAME(radix_softmax_gradient)(const E *ys, const E *dys, E *dxs, int radix, int c, int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  int first = i / c * c * radix + i % c, end = first + radix * c;
+  float dot = 0.0f;
+  for (int at = first; at < end; at += c) dot += LOAD(ys[at]) * LOAD(dys[at]);
+  for (int at = first; at < end; at += c) dxs[at] = STORE(LOAD(ys[at]) * (LOAD(dys[at]) - dot));
+}
+
+// The row that each word's three bytes name, which come normalised to [-1, 1], lowest first.
+KERNEL NAME(word_rows)(const E *words, int *rows_of, int rows, int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  int number = 0;
+  for (int byte = 2; byte >= 0; byte--) {
+    float value = rintf((LOAD(words[3 * i + byte]) + 1.0f) * 127.5f);
+    number = number << 8 | (int)(value <= 0.0f ? 0.0f : (value >= 255.0f ? 255.0f : value));
+  }
+  rows_of[i] = number % rows;
+}
+
+// The vectors [n / dim, dim] of words; row 0, of padding, counts as zeros.
+KERNEL NAME(word_vectors)(const int *rows_of, const float *weight, E *ys, int dim, int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  int row = rows_of[i / dim];
+  ys[i] = STORE(row ? weight[row * dim + i % dim] : 0.0f);
+}
+
+// The gradient of the vectors of words that are met, each summed by the first of its words along `next`.
+KERNEL NAME(word_gradient)(const int *rows_of, const int *next, const E *dys, float *dweight, int dim, int words, int n) {
+  int i = INDEX;
+  if (i >= n) return;
+  int word = i / dim, row = rows_of[word];
+  // Whether it is the first comes behind where each is met next.
+  if (row == 0 || !next[words + word]) return;
+  float sum = 0.0f;
+  for (int at = word; at >= 0; at = next[at]) sum += LOAD(dys[at * dim + i % dim]);
+  dweight[row * dim + i % dim] = sum;
+}

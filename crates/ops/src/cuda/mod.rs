@@ -21,7 +21,7 @@ mod upload;
 
 #[cfg(feature = "cuda")]
 pub use device::{open, total_memory};
-pub(crate) use graph::{Gradients, Map, Operator, computed, record};
+pub(crate) use graph::{Gradients, Map, Operator, computed, is_constant, record};
 #[cfg(feature = "nccl")]
 pub use nccl::{Nccl, NcclId};
 

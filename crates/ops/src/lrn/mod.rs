@@ -1,6 +1,8 @@
 //! Local response normalisation across channels (Krizhevsky et al. 2012, section 3.3).
 
 mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod reference;
 
 use crate::FeatureMap;
@@ -30,6 +32,10 @@ pub struct LocalResponseNorm {
 pub fn local_response_norm(xs: &FeatureMap, norm: &LocalResponseNorm) -> Result<FeatureMap> {
     if norm.size == 0 {
         bail!("local_response_norm: a neighbourhood of 0 channels");
+    }
+    #[cfg(any(test, feature = "cuda"))]
+    if let Some(map) = xs.gpu()? {
+        return Ok(FeatureMap::on_gpu(cuda::local_response_norm(&map, *norm)?));
     }
     match xs.view()? {
         View::Traced(t) => Ok(FeatureMap::traced_step(t, t.dims, Step::new("local_response_norm"))),

@@ -1,6 +1,8 @@
 //! The softmax that weighs the splits of ResNeSt's attention.
 
 mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod reference;
 
 use crate::FeatureMap;
@@ -18,6 +20,10 @@ pub fn radix_softmax(xs: &FeatureMap, radix: usize) -> Result<FeatureMap> {
     let c = xs.dims().3;
     if radix == 0 || !c.is_multiple_of(radix) {
         bail!("radix_softmax: {radix} splits do not divide {c} channels");
+    }
+    #[cfg(any(test, feature = "cuda"))]
+    if let Some(map) = xs.gpu()? {
+        return Ok(FeatureMap::on_gpu(cuda::radix_softmax(&map, radix)?));
     }
     match xs.view()? {
         View::Traced(t) => Ok(FeatureMap::traced_step(t, t.dims, Step::new("radix_softmax"))),

@@ -292,6 +292,21 @@ fn others(cases: &mut Vec<Case>) {
             zoo_ops::radix_softmax(&map(&t[0])?, radix)?.to_nchw()
         }));
     }
+    // Tables so small that words share rows, longer sentences than a block has threads, padding among them.
+    for (rows, words, dim) in [(3, 5, 4), (40, 300, 2), (70_000, 12, 1)] {
+        cases.push(case(
+            format!("embedding {rows} {words}"),
+            &[&[2, 1, words, dim], &[rows, dim]],
+            move |t| {
+                let word = |i: usize| (i * 7919 % 83 % rows * if rows > 256 { 821 } else { 1 }) as u32;
+                let bytes: Vec<u8> =
+                    (0..2 * words).flat_map(|i| zoo_ops::embedding::word_bytes(word(i))).collect();
+                let half: (&[f32], &[f32]) = (&[0.5; 3], &[0.5; 3]);
+                let images = FeatureMap::from_bytes(&bytes, (2, 1, words, 3), half, t[0].dtype(), &device())?;
+                zoo_ops::embedding(&images, &t[1])?.to_nchw()? + &t[0]
+            },
+        ));
+    }
     cases.push(case("pad_channels".into(), &[&[2, 3, 3, 2]], |t| {
         zoo_ops::pad_channels(&map(&t[0])?, 1, 2)?.to_nchw()
     }));

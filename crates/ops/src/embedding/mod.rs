@@ -4,10 +4,14 @@
 //! sentences too: a word is a pixel, whose three bytes are its number with the lowest byte first, and the words of
 //! a sentence are pixels in row-major order, padded with [`PADDING`].
 
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
+mod reference;
+
 use crate::FeatureMap;
 use crate::feature_map::View;
 use crate::trace::Step;
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 /// The number of no word: what sentences are padded with. Its vector is zero and is not trained.
 pub const PADDING: u32 = 0;
@@ -41,27 +45,20 @@ pub fn embedding(words: &FeatureMap, weight: &Tensor) -> Result<FeatureMap> {
         let step = Step { params: weight.elem_count(), ..Step::new("embedding") };
         return Ok(FeatureMap::traced_step(t, out, step));
     }
-    let pixels = words.to_nchw()?.detach().to_dtype(DType::F32)?.permute((0, 2, 3, 1))?;
-    let values = pixels.flatten_all()?.to_vec1::<f32>()?;
-    let numbers: Vec<u32> = values.chunks_exact(3).map(|bytes| number(bytes) % rows as u32).collect();
-    let known: Vec<f32> = numbers.iter().map(|&word| f32::from(word != PADDING)).collect();
-    let known = Tensor::from_vec(known, (n * h * w, 1), weight.device())?.to_dtype(weight.dtype())?;
-    let numbers = Tensor::from_vec(numbers, n * h * w, weight.device())?;
-    let vectors = weight.index_select(&numbers, 0)?.broadcast_mul(&known)?;
-    FeatureMap::from_nchw(&vectors.reshape((n, 1, h * w, dim))?.to_dtype(words.dtype())?)
-}
-
-/// The number whose bytes were normalised to these three values. Also exact in bf16, whose steps within [-1, 1] are
-/// at most half as far apart as the bytes.
-fn number(bytes: &[f32]) -> u32 {
-    let byte = |x: f32| ((f64::from(x) + 1.0) * 127.5).round().clamp(0.0, 255.0) as u32;
-    bytes.iter().rev().fold(0, |number, &x| number << 8 | byte(x))
+    #[cfg(any(test, feature = "cuda"))]
+    if let Some(words) = words.gpu()? {
+        return Ok(FeatureMap::on_gpu(cuda::embedding(&words, weight)?));
+    }
+    let pixels = words.to_nchw()?.permute((0, 2, 3, 1))?;
+    let vectors = reference::embedding(&pixels, weight)?.permute((0, 3, 1, 2))?;
+    FeatureMap::from_nchw(&vectors.to_dtype(words.dtype())?)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::reference::number;
     use super::*;
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
 
     const HALF: ([f32; 3], [f32; 3]) = ([0.5; 3], [0.5; 3]);
 
