@@ -8,7 +8,7 @@ mod cuda;
 use crate::FeatureMap;
 use crate::element::Element;
 use crate::feature_map::View;
-use crate::parallel::chunks;
+use crate::parallel::{chunks, task_items};
 use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
 use crate::slot::{Backward, Gradients, Kernel, Slot, is_constant};
@@ -240,7 +240,7 @@ pub fn flatten(xs: &FeatureMap) -> Result<FeatureMap> {
     }
 }
 
-/// Pixels per task.
+/// Pixels per task, at most.
 const PIXELS: usize = 512;
 
 /// The first map and so many times the second.
@@ -254,8 +254,9 @@ impl Kernel for Sum {
     fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         const CHUNK: usize = 16 * 1024;
         let mut ys = take::<T>(maps[0].len());
-        chunks(&mut ys, CHUNK, |i, ys| {
-            let at = i * CHUNK..i * CHUNK + ys.len();
+        let task = task_items(ys.len(), 1, CHUNK);
+        chunks(&mut ys, task, |i, ys| {
+            let at = i * task..i * task + ys.len();
             sum(&maps[0][at.clone()], &maps[1][at], self.factor, ys);
         });
         ys
@@ -330,12 +331,13 @@ impl Kernel for Stretches {
         let used: usize = self.stretches.iter().map(|stretch| stretch.2).sum();
         let pixels = maps[0].len() / self.channels[0].max(1);
         let mut ys = take::<T>(pixels * self.result);
-        chunks(&mut ys, PIXELS * self.result, |i, ys| {
+        let task = task_items(pixels, self.result, PIXELS);
+        chunks(&mut ys, task * self.result, |i, ys| {
             if used < self.result {
                 ys.fill(T::default());
             }
             for ((xs, &channels), &(from, to, len)) in maps.iter().zip(&self.channels).zip(&self.stretches) {
-                copy_channels(&xs[i * PIXELS * channels..], (channels, from), ys, (self.result, to), len);
+                copy_channels(&xs[i * task * channels..], (channels, from), ys, (self.result, to), len);
             }
         });
         ys
@@ -347,12 +349,13 @@ impl Kernel for Stretches {
         let of_map = |((&wanted, &channels), &(from, to, len)): ((&bool, &usize), &(usize, usize, usize))| {
             wanted.then(|| {
                 let mut dxs = take::<T>(pixels * channels);
-                chunks(&mut dxs, PIXELS * channels, |i, dxs| {
+                let task = task_items(pixels, channels, PIXELS);
+                chunks(&mut dxs, task * channels, |i, dxs| {
                     if len < channels {
                         dxs.fill(T::default());
                     }
                     copy_channels(
-                        &dys[i * PIXELS * self.result..],
+                        &dys[i * task * self.result..],
                         (self.result, to),
                         dxs,
                         (channels, from),
@@ -393,8 +396,9 @@ impl Kernel for Interleaved {
     fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         let pixels = maps[0].len() / self.channels.max(1);
         let mut ys = take::<T>(pixels * 2 * self.len);
-        chunks(&mut ys, PIXELS * 2 * self.len, |i, ys| {
-            let at = i * PIXELS * self.channels + self.first;
+        let task = task_items(pixels, 2 * self.len, PIXELS);
+        chunks(&mut ys, task * 2 * self.len, |i, ys| {
+            let at = i * task * self.channels + self.first;
             weave(&maps[0][at..], &maps[1][at..], self.channels, self.len, ys);
         });
         ys
@@ -406,11 +410,12 @@ impl Kernel for Interleaved {
         let of_map = |(which, &wanted): (usize, &bool)| {
             wanted.then(|| {
                 let mut dxs = take::<T>(pixels * self.channels);
-                chunks(&mut dxs, PIXELS * self.channels, |i, dxs| {
+                let task = task_items(pixels, self.channels, PIXELS);
+                chunks(&mut dxs, task * self.channels, |i, dxs| {
                     if self.len < self.channels {
                         dxs.fill(T::default());
                     }
-                    let dys = &dys[i * PIXELS * 2 * self.len..];
+                    let dys = &dys[i * task * 2 * self.len..];
                     unweave(dys, which, self.channels, self.first, self.len, dxs);
                 });
                 dxs

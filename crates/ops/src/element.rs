@@ -24,6 +24,8 @@ pub(crate) trait Element: WithDType + Default {
     fn of_values(values: &Values) -> Option<&[Self]>;
     fn of_values_mut(values: &mut Values) -> Option<&mut Buffer<Self>>;
     fn into_values(values: Buffer<Self>) -> Values;
+    /// Memory of so many floats as elements with arbitrary contents, as many as it has room for.
+    fn in_memory(memory: &mut [f32]) -> &mut [Self];
     /// Free buffers.
     fn pool() -> &'static Pool<Self>;
     /// A weight as this element type sees it.
@@ -86,6 +88,9 @@ impl Element for f32 {
     }
     fn into_values(values: Buffer<Self>) -> Values {
         Values::F32(values)
+    }
+    fn in_memory(memory: &mut [f32]) -> &mut [Self] {
+        memory
     }
     fn pool() -> &'static Pool<Self> {
         static POOL: Pool<f32> = Pool::new();
@@ -150,6 +155,11 @@ impl Element for bf16 {
     }
     fn into_values(values: Buffer<Self>) -> Values {
         Values::BF16(values)
+    }
+    #[expect(unsafe_code, reason = "one element type's memory as another's")]
+    fn in_memory(memory: &mut [f32]) -> &mut [Self] {
+        // SAFETY: two bf16 take the bytes of an f32, are aligned wherever it is, and any bits are a value of either.
+        unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast(), 2 * memory.len()) }
     }
     fn pool() -> &'static Pool<Self> {
         static POOL: Pool<bf16> = Pool::new();

@@ -42,6 +42,8 @@ pub(crate) enum Form {
     Panels { bf16: bool, tiles: bool },
     /// For tiles of so many outputs along a side.
     Winograd { bf16: bool, side: usize },
+    /// Tap by tap.
+    Taps { bf16: bool },
     /// Of a running variance: the scales and then the shifts of its normalisation.
     Affine,
 }

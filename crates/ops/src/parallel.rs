@@ -1,7 +1,8 @@
 //! How CPU kernels share work: always in pieces whose size does not depend on the number of threads, so that
 //! sums are formed in the same order whatever that number is.
 
-use crate::team;
+use crate::element::Element;
+use crate::team::{self, threads};
 use std::cell::RefCell;
 use std::mem::ManuallyDrop;
 
@@ -65,6 +66,14 @@ pub(crate) fn chunks<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &mu
     }
 }
 
+/// How many of `items` neighbouring items, of so many elements each, make a task that sums nothing over them: as many as
+/// `most`, fewer where each thread would not have some tasks, but not so few that a task costs more than its work.
+pub(crate) fn task_items(items: usize, elements: usize, most: usize) -> usize {
+    const TASKS: usize = 4;
+    const LEAST_ELEMENTS: usize = 2048;
+    items.div_ceil(TASKS * threads()).max(LEAST_ELEMENTS.div_ceil(elements.max(1))).min(most)
+}
+
 /// Cuts `out` into parts of so many elements, one after the other; each with the number of its first.
 pub(crate) fn parts<T>(mut out: &mut [T], lens: impl IntoIterator<Item = usize>) -> Vec<(usize, &mut [T])> {
     let mut first = 0;
@@ -91,7 +100,7 @@ pub(crate) fn buffer<T: Clone + Default>(len: usize) -> Vec<T> {
 }
 
 /// Lends `f` a buffer of `len` floats with arbitrary contents, kept by the thread from call to call so that
-/// kernels do not fault in fresh pages each time.
+/// kernels do not fault in fresh pages each time, nor wait for what is in another processor's cache.
 pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local! {
         static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
@@ -104,4 +113,10 @@ pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R 
     let result = f(&mut scratch[..len]);
     SCRATCH.with_borrow_mut(|free| free.push(scratch));
     result
+}
+
+/// The same of `len` elements.
+pub(crate) fn with_scratch_of<T: Element, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+    let floats = (len * size_of::<T>()).div_ceil(size_of::<f32>());
+    with_scratch(floats, |memory| f(&mut T::in_memory(memory)[..len]))
 }

@@ -8,7 +8,7 @@
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -42,20 +42,21 @@ pub(crate) fn run(tasks: usize, task: &(dyn Fn(usize) + Sync)) {
 /// How long a thread stays awake without work.
 const PATIENCE: Duration = Duration::from_millis(2);
 
-/// Looks at the team's state between two looks at the clock, of which each lets other threads of the system run.
+/// Looks for what a thread waits for before it lets other threads of the system run between two looks, and how many it
+/// takes then: a thread that is away when a region begins costs as much as a small region.
+const LOOKS_ALONE: usize = 2048;
 const LOOKS: usize = 64;
 
 /// Pieces that a thread's share of the tasks is taken in, at most.
 const PIECES: usize = 16;
 
+/// What the threads tell each other is laid out by cache lines, of which each takes 0.1 to 0.5 µs from one processor to
+/// another: a region is announced to a thread by one line, and its end by another.
 struct Team {
-    /// The number of the newest region, how many threads are at work in it, and whether more may join:
-    /// `number · NUMBER + threads · INSIDE + OPEN`.
-    state: AtomicU64,
     /// Held from before a region to after it.
     taken: AtomicBool,
-    /// The task of the region: written by who holds `taken`, while nobody is inside and nobody may join.
-    task: UnsafeCell<Option<Task>>,
+    /// Pieces of all regions that ever were. Used by who holds `taken`.
+    pieces: AtomicU64,
     /// What a task panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// The caller's, then a worker's each.
@@ -63,51 +64,65 @@ struct Team {
     workers: Box<[Worker]>,
 }
 
-const OPEN: u64 = 1;
-const INSIDE: u64 = 2;
-const NUMBER: u64 = 1 << 20;
-
 /// The task of a region, which outlives it.
 #[derive(Clone, Copy)]
 struct Task(*const (dyn Fn(usize) + Sync));
 
 /// Neighbouring tasks, which a thread takes first, so that it finds in its cache what it wrote in the last region.
-/// On cache lines of its own.
-#[derive(Default)]
 #[repr(align(128))]
 struct Share {
-    next: AtomicUsize,
-    end: AtomicUsize,
-    /// Tasks that are taken at once.
-    piece: AtomicUsize,
+    /// The number of the newest region, how many pieces there are, and the first that nobody has taken:
+    /// `number · NUMBER + pieces · COUNT + next`. Who adds to `next` and finds that it was one of the pieces has that
+    /// piece, and until it is done the region does not end and nothing here changes.
+    state: AtomicU64,
+    /// What this is a share of: written by who holds `taken`, while nobody has a piece.
+    of: UnsafeCell<Option<Part>>,
+}
+
+/// Tasks `first` to `end` of a region.
+#[derive(Clone, Copy)]
+struct Part {
+    task: Task,
+    first: usize,
+    end: usize,
+}
+
+const COUNT: u64 = 1 << 16;
+const NUMBER: u64 = 1 << 32;
+
+/// The number of the region, the pieces, and the first of them that nobody has taken.
+fn read(state: u64) -> (u64, usize, usize) {
+    (state / NUMBER, (state / COUNT % COUNT) as usize, (state % COUNT) as usize)
 }
 
 #[derive(Default)]
+#[repr(align(128))]
 struct Worker {
+    /// Pieces that it has ever done.
+    done: AtomicU64,
+    asleep: AtomicBool,
     /// Known once it has begun.
     thread: OnceLock<Thread>,
-    asleep: AtomicBool,
 }
 
-#[expect(unsafe_code, reason = "see `Team::task`")]
-// SAFETY: `task` is only read inside of a region and only written outside of any; what it points at is `Sync`.
-unsafe impl Sync for Team {}
+#[expect(unsafe_code, reason = "see `Share::of`")]
+// SAFETY: `of` is only read by who has a piece and only written while nobody has; what the task points at is `Sync`.
+unsafe impl Sync for Share {}
 
 #[expect(unsafe_code, reason = "see above")]
-// SAFETY: as above; a team has no thread of its own.
-unsafe impl Send for Team {}
+// SAFETY: as above; a share has no thread of its own.
+unsafe impl Send for Share {}
 
 impl Team {
     /// A team of so many threads with the calling one; of fewer if the system has no more. It is never freed, as
     /// its threads never end.
     fn start(threads: usize) -> &'static Self {
-        let of_each = || (0..threads).map(|_| Share::default()).collect();
+        let share = |_| Share { state: AtomicU64::new(0), of: UnsafeCell::new(None) };
         let team: &'static Self = Box::leak(Box::new(Self {
-            state: AtomicU64::new(0),
             taken: AtomicBool::new(false),
-            task: UnsafeCell::new(None),
+            pieces: AtomicU64::new(0),
             panic: Mutex::new(None),
-            shares: of_each(),
+            shares: (0..threads).map(share).collect(),
             workers: (1..threads).map(|_| Worker::default()).collect(),
         }));
         for i in 1..threads {
@@ -124,11 +139,9 @@ impl Team {
         }
         // Given back at last, whatever happens in between.
         let _taken = Defer(|| self.taken.store(false, Ordering::Release));
-        self.open(tasks, task);
-        {
-            let _close = Defer(|| self.close());
-            self.work(0, task);
-        }
+        let pieces = self.open(tasks, task);
+        let own = self.take_part(0, |_| ());
+        self.close(pieces, own);
         let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
@@ -136,114 +149,138 @@ impl Team {
         true
     }
 
-    /// Begins a region.
-    fn open(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        let threads = self.shares.len();
-        for (i, share) in self.shares.iter().enumerate() {
-            let (first, end) = (tasks * i / threads, tasks * (i + 1) / threads);
-            share.next.store(first, Ordering::Relaxed);
-            share.end.store(end, Ordering::Relaxed);
-            share.piece.store((end - first).div_ceil(PIECES).max(1), Ordering::Relaxed);
-        }
+    /// Begins a region, and says in how many pieces.
+    fn open(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> u64 {
         let task: *const (dyn Fn(usize) + Sync + '_) = task;
         #[expect(unsafe_code, reason = "a reference that threads without a lifetime are to use")]
-        // SAFETY: the caller holds `taken` and `close` has seen everybody leave the last region, so nobody reads
-        // the cell. Nobody uses the pointer after `close`, which comes before the reference ends.
-        unsafe {
-            let task = std::mem::transmute::<
-                *const (dyn Fn(usize) + Sync + '_),
-                *const (dyn Fn(usize) + Sync + 'static),
-            >(task);
-            *self.task.get() = Some(Task(task));
+        // SAFETY: the same pointer. Nobody uses it after `close`, which comes before the reference ends.
+        let task = Task(unsafe {
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(
+                task,
+            )
+        });
+        let threads = self.shares.len();
+        let mut all = 0;
+        // The caller's last: the others begin meanwhile.
+        for (i, share) in self.shares.iter().enumerate().rev() {
+            let part =
+                Part { task, first: (tasks * i).div_ceil(threads), end: (tasks * (i + 1)).div_ceil(threads) };
+            let pieces = (part.end - part.first).min(PIECES) as u64;
+            all += pieces;
+            #[expect(unsafe_code, reason = "see `Share::of`")]
+            // SAFETY: the caller holds `taken`, and all pieces of the last region are done.
+            unsafe {
+                *share.of.get() = Some(part);
+            }
+            let (number, ..) = read(share.state.load(Ordering::Relaxed));
+            share.state.store((number + 1).wrapping_mul(NUMBER) + pieces * COUNT, Ordering::Release);
         }
-        let number = self.state.load(Ordering::Relaxed) / NUMBER + 1;
-        // Sequentially consistent like a worker's falling asleep: it sees the region or is seen asleep.
-        self.state.store(number * NUMBER + OPEN, Ordering::SeqCst);
         for worker in &self.workers {
-            if worker.asleep.load(Ordering::SeqCst)
+            // One that falls asleep at this moment may be overlooked; it is woken for the next region.
+            if worker.asleep.load(Ordering::Relaxed)
                 && let Some(thread) = worker.thread.get()
             {
                 thread.unpark();
             }
         }
+        all
     }
 
-    /// Ends a region: lets nobody join any more and waits for those inside.
-    fn close(&self) {
-        let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel) & !OPEN;
+    /// Ends a region of so many pieces, of which the caller has done its own: waits for the others.
+    fn close(&self, pieces: u64, own: u64) {
+        let all = self.pieces.load(Ordering::Relaxed) + pieces - own;
+        self.pieces.store(all, Ordering::Relaxed);
         let mut looks = 0;
-        while !state.is_multiple_of(NUMBER) {
+        while self.workers.iter().map(|worker| worker.done.load(Ordering::Acquire)).sum::<u64>() != all {
             looks += 1;
-            if looks % LOOKS == 0 {
-                thread::yield_now();
-            }
-            std::hint::spin_loop();
-            state = self.state.load(Ordering::Acquire);
+            look_on(looks);
         }
     }
 
-    /// Takes tasks until there are none: those of its own share first, then those of others.
-    fn work(&self, thread: usize, task: &(dyn Fn(usize) + Sync)) {
+    /// Does pieces until there are none: those of its own share first, then those of others. Says how many of a share,
+    /// and of all.
+    fn take_part(&self, thread: usize, done: impl Fn(u64)) -> u64 {
         let (others, own) = self.shares.split_at(thread);
+        let mut all = 0;
         for share in own.iter().chain(others) {
-            let (end, piece) = (share.end.load(Ordering::Relaxed), share.piece.load(Ordering::Relaxed));
-            loop {
-                let first = share.next.fetch_add(piece, Ordering::Relaxed);
-                if first >= end {
-                    break;
-                }
-                (first..end.min(first + piece)).for_each(task);
+            let mut of_share = 0;
+            while self.piece(share) {
+                of_share += 1;
             }
+            if of_share > 0 {
+                done(of_share);
+            }
+            all += of_share;
         }
+        all
+    }
+
+    /// Does a piece of a share; false if there is none.
+    fn piece(&self, share: &Share) -> bool {
+        let (_, pieces, next) = read(share.state.load(Ordering::Relaxed));
+        if next >= pieces {
+            return false;
+        }
+        let (_, pieces, next) = read(share.state.fetch_add(1, Ordering::Acquire));
+        if next >= pieces {
+            return false;
+        }
+        #[expect(unsafe_code, reason = "see `Share::of`")]
+        // SAFETY: this thread has a piece: `open` wrote what it is of before, and writes again when all are done.
+        let part = unsafe { *share.of.get() };
+        let Some(Part { task, first, end }) = part else { return false };
+        let at = |piece: usize| first + (end - first) * piece / pieces;
+        #[expect(unsafe_code, reason = "see `Team::open`")]
+        // SAFETY: the task lives until all pieces are done.
+        let task = unsafe { &*task.0 };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (at(next)..at(next + 1)).for_each(task))) {
+            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+        }
+        true
     }
 
     /// What a worker does all its life.
     fn serve(&self, thread: usize) {
-        let worker = &self.workers[thread - 1];
+        let (worker, share) = (&self.workers[thread - 1], &self.shares[thread]);
         worker.thread.get_or_init(thread::current);
+        let count =
+            |pieces| worker.done.store(worker.done.load(Ordering::Relaxed) + pieces, Ordering::Release);
         let (mut seen, mut looks, mut idle_since) = (0, 0, Instant::now());
         loop {
-            let state = self.state.load(Ordering::Acquire);
-            if state & OPEN != 0 && state / NUMBER != seen {
-                let joined = state + INSIDE;
-                if self.state.compare_exchange(state, joined, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                    seen = state / NUMBER;
-                    self.take_part(thread);
-                    (looks, idle_since) = (0, Instant::now());
-                }
+            let (number, ..) = read(share.state.load(Ordering::Acquire));
+            if number != seen {
+                seen = number;
+                self.take_part(thread, count);
+                looks = 0;
                 continue;
             }
             looks += 1;
-            if looks % LOOKS != 0 {
-                std::hint::spin_loop();
-                continue;
-            }
-            thread::yield_now();
-            if idle_since.elapsed() > PATIENCE {
-                worker.asleep.store(true, Ordering::SeqCst);
-                let state = self.state.load(Ordering::SeqCst);
-                if state & OPEN == 0 || state / NUMBER == seen {
-                    thread::park();
+            if look_on(looks) {
+                if looks < LOOKS_ALONE + LOOKS {
+                    idle_since = Instant::now();
                 }
-                worker.asleep.store(false, Ordering::Relaxed);
-                idle_since = Instant::now();
+                if idle_since.elapsed() > PATIENCE {
+                    worker.asleep.store(true, Ordering::SeqCst);
+                    if read(share.state.load(Ordering::SeqCst)).0 == seen {
+                        thread::park();
+                    }
+                    worker.asleep.store(false, Ordering::Relaxed);
+                    looks = 0;
+                }
             }
         }
     }
+}
 
-    /// Works in the region that this thread has joined, and leaves it.
-    fn take_part(&self, thread: usize) {
-        #[expect(unsafe_code, reason = "see `Team::task`")]
-        // SAFETY: joining makes what `open` wrote visible, and until this thread leaves, `close` waits: the cell
-        // is not written and the task lives.
-        let task = unsafe { (*self.task.get()).map(|task| &*task.0) };
-        if let Some(task) = task
-            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work(thread, task)))
-        {
-            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
-        }
-        self.state.fetch_sub(INSIDE, Ordering::Release);
+/// Between two looks for what a thread waits for: lets other threads run now and then, and says so.
+fn look_on(looks: usize) -> bool {
+    let yields = looks >= LOOKS_ALONE && looks.is_multiple_of(LOOKS);
+    if yields {
+        thread::yield_now();
+    } else {
+        std::hint::spin_loop();
     }
+    yields
 }
 
 /// Runs a function when it is dropped.
@@ -258,6 +295,7 @@ impl<F: Fn()> Drop for Defer<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicUsize;
 
     fn counted(team: &Team, tasks: usize) -> Vec<usize> {
         let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();

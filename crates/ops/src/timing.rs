@@ -16,6 +16,11 @@ pub fn timed<R>(f: impl FnOnce() -> R) -> (R, Vec<Duration>) {
     (result, spans.unwrap_or_default())
 }
 
+/// Whether anybody asks how long layers take.
+pub(crate) fn is_timed() -> bool {
+    SPANS.with_borrow(Option::is_some)
+}
+
 /// A layer's place among those that are timed, if any are.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place(Option<usize>);

@@ -3,7 +3,7 @@
 use super::Activation;
 use crate::element::Element;
 use crate::elementary::{normal, sigmoid};
-use crate::parallel::chunks;
+use crate::parallel::{chunks, task_items};
 use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
 use crate::slot::{Affine, Backward, Gradients, Keeps, Kernel, Slot, is_constant};
@@ -126,17 +126,19 @@ impl Kernel for Elementwise {
 
     fn forward<T: Element>(&mut self, maps: &[&[T]], _: &[&[f32]]) -> Buffer<T> {
         let mut ys = take::<T>(maps[0].len());
-        chunks(&mut ys, CHUNK, |i, ys| {
-            let xs = &maps[0][i * CHUNK..][..ys.len()];
+        let task = task_items(ys.len(), 1, CHUNK);
+        chunks(&mut ys, task, |i, ys| {
+            let xs = &maps[0][i * task..][..ys.len()];
             by_activation!(self.0, values::<T>(xs, ys));
         });
         ys
     }
 
     fn backward<T: Element>(&self, call: Backward<'_, T>) -> Result<Gradients<T>> {
-        chunks(call.gradient, CHUNK, |i, d| {
+        let task = task_items(call.gradient.len(), 1, CHUNK);
+        chunks(call.gradient, task, |i, d| {
             let x = call.maps.first().unwrap_or(&call.output);
-            let x = &x[i * CHUNK..][..d.len()];
+            let x = &x[i * task..][..d.len()];
             by_activation!(self.0, derivatives::<T>(x, d));
         });
         Ok((vec![Some(std::mem::take(call.gradient))], Vec::new()))

@@ -4,7 +4,7 @@
 use super::copy_channels;
 use crate::conv2d::Finish;
 use crate::element::{Element, by_element};
-use crate::parallel::chunks;
+use crate::parallel::{chunks, task_items};
 use crate::pool::take;
 use crate::slot::{self, Affine, Dims, Normalised, Slot, Values};
 use candle_core::Result;
@@ -55,7 +55,7 @@ fn joined<T: Element>(concat: &Concat, finish: &Finish<'_, T>) -> Result<Values>
     let (n, h, w, channels) = concat.dims;
     let maps = concat.maps.iter().map(|map| Ok((map.values()?.slice::<T>()?, map.dims().3)));
     let maps = maps.collect::<Result<Vec<_>>>()?;
-    let pixels = (PIECE / channels.max(1)).max(1);
+    let pixels = task_items(n * h * w, channels, (PIECE / channels.max(1)).max(1));
     let mut ys = take::<T>(n * h * w * channels);
     chunks(&mut ys, pixels * channels, |i, ys| {
         let mut to = 0;

@@ -1,7 +1,7 @@
 //! The gate, pixel by pixel.
 
 use crate::element::Element;
-use crate::parallel::{buffer, chunks, map};
+use crate::parallel::{buffer, chunks, map, task_items};
 use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
 use crate::slot::{Backward, Gradients, Keeps, Kernel, Slot};
@@ -25,8 +25,9 @@ impl Gate {
     /// Calls `f` with stretches of pixels, each of one image, and the factors of that image.
     fn multiply<T: Element>(&self, gate: &[T], out: &mut [T], f: impl Fn(usize, &[T], &mut [T]) + Sync) {
         let c = self.channels;
-        chunks(out, PIXELS * c, |i, mut out| {
-            let mut pixel = i * PIXELS;
+        let task = task_items(out.len() / c.max(1), c, PIXELS);
+        chunks(out, task * c, |i, mut out| {
+            let mut pixel = i * task;
             while !out.is_empty() {
                 let left = self.pixels - pixel % self.pixels;
                 let (stretch, rest) = out.split_at_mut(out.len().min(left * c));

@@ -47,7 +47,7 @@ pub(crate) struct MaxPool {
 
 impl MaxPool {
     /// The rows of the window at output row `y` that lie inside the image: (row of the window, of the image).
-    fn rows(&self, y: usize) -> impl Iterator<Item = (usize, usize)> {
+    pub(crate) fn rows(&self, y: usize) -> impl Iterator<Item = (usize, usize)> {
         let (w, height) = (self.window, self.dims.1);
         let at = move |ky: usize| (y * w.stride.0 + ky * w.dilation.0).checked_sub(w.padding.0);
         (0..w.kernel.0).filter_map(move |ky| at(ky).filter(|&at| at < height).map(|at| (ky, at)))
@@ -325,7 +325,7 @@ fn merge_columns<P: Tap>(
 
 /// The larger of two elements, of equal ones that of the earlier tap; a NaN beats everything, as in PyTorch.
 #[inline(always)]
-fn larger<P: Tap>((seen, tap): (f32, P), (value, of): (f32, P)) -> (f32, P) {
+pub(crate) fn larger<P: Tap>((seen, tap): (f32, P), (value, of): (f32, P)) -> (f32, P) {
     let larger = (seen > value) | seen.is_nan();
     let earlier = larger | ((seen == value) & tap.is_before(of));
     (if larger { seen } else { value }, if earlier { tap } else { of })

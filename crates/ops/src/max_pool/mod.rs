@@ -9,7 +9,7 @@ use crate::feature_map::View;
 use crate::trace::Step;
 use crate::{FeatureMap, Window2d};
 use candle_core::{Result, bail};
-pub(crate) use cpu::MaxPool;
+pub(crate) use cpu::{MaxPool, larger};
 
 /// The largest value under each window; padding never wins, and the first of equal values gets the gradient:
 /// PyTorch's `max_pool2d`.

@@ -5,7 +5,7 @@ use super::super::Geometry;
 use super::finish::Finish;
 use super::gemm::chain::{self, Link};
 use super::gemm::pooled;
-use super::{Algorithm, algorithm, forward, gemm};
+use super::{Algorithm, algorithm, few, forward, gemm};
 use crate::activation::Activation;
 use crate::element::{Element, Elements, by_element};
 use crate::inference::is_running;
@@ -65,9 +65,13 @@ impl Deferred {
         Ok(Link { g: self.g, values: Elements::of(&self.weight)?, id, finish })
     }
 
-    /// Whether it may be computed together with the convolution that comes next.
+    /// Whether it may be computed together with the convolution or the max-pool that comes next.
     fn may_go_on(&self) -> bool {
-        self.is_narrow() || self.is_by_blocks() && self.narrow_before().is_none()
+        self.is_narrow() || self.is_few() || self.is_by_blocks() && self.narrow_before().is_none()
+    }
+
+    fn is_few(&self) -> bool {
+        self.algorithm() == Algorithm::Few
     }
 
     /// The convolution of narrow groups before this one, if both may be computed together.
@@ -114,7 +118,7 @@ impl slot::Deferred for Deferred {
     fn pooled(&self, pool: &MaxPool) -> Result<Option<Values>> {
         let alone = self.is_by_blocks() && self.narrow_before().is_none();
         let of_this = pool.dims == (self.g.n, self.g.out.0, self.g.out.1, self.g.c_out);
-        if !alone || !of_this {
+        if !of_this || !(alone || self.is_few()) {
             return Ok(None);
         }
         by_element!(self.xs.dtype(), run_pooled(self, pool))
@@ -123,10 +127,18 @@ impl slot::Deferred for Deferred {
 
 /// The elements of a max-pool of a convolution's result, if they are better computed together.
 fn run_pooled<T: Element>(convolution: &Deferred, pool: &MaxPool) -> Result<Option<Values>> {
-    let Some(bands) = pooled::bands::<T>(pool) else { return Ok(None) };
+    let few = convolution.is_few();
+    let bands = if few { None } else { pooled::bands::<T>(pool) };
+    if bands.is_none() && !(few && few::pools(pool)) {
+        return Ok(None);
+    }
     let xs = convolution.xs.values()?.slice::<T>()?;
     let link = convolution.link(&[])?;
-    Ok(Some(T::into_values(convolution.place.time(|| pooled::run(&link, pool, bands, xs)))))
+    let pooled = || match bands {
+        Some(bands) => pooled::run(&link, pool, bands, xs),
+        None => few::pooled(&link.g, xs, link.weight(), &link.finish, pool),
+    };
+    Ok(Some(T::into_values(convolution.place.time(pooled))))
 }
 
 /// The elements of a convolution's result, added to a residual if there is one.

@@ -47,6 +47,16 @@ impl<'a, T: Element> Finish<'a, T> {
         by_activation!(self.activation, finish::<T>(&self.scale, &self.shift, residual, ys));
     }
 
+    /// The same for rows in which so many elements of each channel lie side by side, where there is no residual.
+    pub(super) fn of_channels(&self, channels: usize, elements: usize) -> Option<Finish<'static, f32>> {
+        if !self.residual.is_empty() {
+            return None;
+        }
+        let spread = |row: &[f32]| row.iter().take(channels).flat_map(|&x| [x].repeat(elements)).collect();
+        let (scale, shift) = (spread(&self.scale), spread(&self.shift));
+        Some(Finish { scale, shift, residual: &[], activation: self.activation })
+    }
+
     /// What is added to so many elements from the `at`-th on, or nothing.
     pub(super) fn residual(&self, at: usize, len: usize) -> &[T] {
         if self.residual.is_empty() { self.residual } else { &self.residual[at..][..len] }

@@ -1,6 +1,7 @@
 //! The CPU path: which kernel serves which convolution, and the link to candle's autograd.
 
 mod deferred;
+mod few;
 mod finish;
 mod gemm;
 mod product;
@@ -25,6 +26,8 @@ use std::sync::Arc;
 enum Algorithm {
     /// As many output as input channels in each group, and few: one in depthwise convolutions.
     Narrow,
+    /// Few channels on both sides.
+    Few,
     /// 3×3 of stride 1 with many channels, by minimal filtering.
     Winograd,
     /// Matrix products over gathered pixels.
@@ -35,6 +38,7 @@ impl Algorithm {
     fn name(self) -> &'static str {
         match self {
             Self::Narrow => "narrow groups",
+            Self::Few => "pixels in lanes",
             Self::Winograd if winograd::outputs() == 2 => "winograd f2x2",
             Self::Winograd => "winograd f4x4",
             Self::Gemm => "implicit gemm",
@@ -45,6 +49,8 @@ impl Algorithm {
 fn algorithm(g: &Geometry, dtype: DType) -> Algorithm {
     if gemm::is_narrow(g) {
         Algorithm::Narrow
+    } else if few::serves(g) {
+        Algorithm::Few
     } else if winograd::serves(g) && !(dtype == DType::BF16 && gemm::outruns_winograd(g)) {
         Algorithm::Winograd
     } else {
@@ -86,6 +92,7 @@ pub(super) fn conv2d(xs: &Slot, weight: &Tensor, bias: Option<&Tensor>, g: Geome
 fn forward<T: Element>(g: &Geometry, xs: &[T], weight: Weight<'_>, finish: &Finish<'_, T>) -> Buffer<T> {
     match algorithm(g, T::DTYPE) {
         Algorithm::Winograd => winograd::forward(g, xs, weight, finish),
+        Algorithm::Few => few::forward(g, xs, weight, finish),
         Algorithm::Narrow | Algorithm::Gemm => gemm::forward(g, xs, weight, finish),
     }
 }
@@ -110,12 +117,12 @@ impl Kernel for Conv2d {
         let finish = Finish::sum(before.as_ref().map_or(Ok(&[] as &[T]), Values::slice)?);
         let dx = call.of_map[0].then(|| match algorithm(g, T::DTYPE) {
             Algorithm::Winograd => winograd::input_gradient(g, dy, weight, &finish),
-            Algorithm::Narrow | Algorithm::Gemm => gemm::input_gradient(g, dy, weight, &finish),
+            _ => gemm::input_gradient(g, dy, weight, &finish),
         });
         drop(before);
         let dw = call.of_param[0].then(|| match algorithm(g, T::DTYPE) {
             Algorithm::Winograd => winograd::weight_gradient(g, call.maps[0], dy),
-            Algorithm::Narrow | Algorithm::Gemm => gemm::weight_gradient(g, call.maps[0], dy),
+            _ => gemm::weight_gradient(g, call.maps[0], dy),
         });
         let db = call.of_param.get(1).map(|wanted| wanted.then(|| column_sums::<T>(dy, g.c_out)));
         Ok((vec![dx], std::iter::once(dw).chain(db).collect()))

@@ -13,9 +13,10 @@ use super::narrow::{Run, Source};
 use super::reach::Block;
 use crate::Window2d;
 use crate::element::{Element, Elements, load};
-use crate::parallel::{each, parts, with_scratch};
+use crate::parallel::{each, parts, with_scratch, with_scratch_of};
 use crate::pool::{Buffer, take};
 use crate::team::threads;
+use crate::timing::is_timed;
 use candle_core::TensorId;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,13 +63,13 @@ pub(in super::super) fn bands(
 }
 
 /// Bands of the rows of `n` images, and which image each is of.
-pub(super) fn cut(n: usize, rows: usize, bands: usize) -> Vec<(usize, Range<usize>)> {
+pub(in super::super) fn cut(n: usize, rows: usize, bands: usize) -> Vec<(usize, Range<usize>)> {
     let of_band = move |band: usize| rows * band / bands..rows * (band + 1) / bands;
     (0..n).flat_map(|image| (0..bands).map(move |band| (image, of_band(band)))).collect()
 }
 
 /// What the narrow convolution and its neighbours give, `widen` before it and `follow` after it, if there are any, and
-/// which share of the time each of the three took.
+/// which share of the time each of the three took, if anybody asks.
 pub(in super::super) fn run<T: Element>(
     widen: Option<&Link<'_, T>>,
     narrow: &Link<'_, T>,
@@ -95,7 +96,7 @@ pub(in super::super) fn run<T: Element>(
     let parts = parts(&mut ys, tasks.iter().map(|(_, rows)| rows.len() * row_len));
     each(tasks.iter().zip(parts), |_, ((image, rows), (at, out))| chain.band(xs, *image, rows, at, out));
     let spent = [chain.widen.as_ref().map(|(step, _)| step), Some(&chain.narrow), chain.follow.as_ref()]
-        .map(|step| step.map_or(0, |step| step.nanoseconds.load(Ordering::Relaxed)) as f64);
+        .map(|step| step.and_then(Step::nanoseconds).unwrap_or(0) as f64);
     let all = spent.iter().sum::<f64>().max(1.0);
     (ys, spent.map(|nanoseconds| nanoseconds / all))
 }
@@ -106,15 +107,16 @@ pub(super) struct Step<'a, T> {
     finish: &'a Finish<'a, T>,
     /// The finish, where it is applied in registers.
     of_rows: Option<Rows>,
-    /// Time spent, of all threads.
-    nanoseconds: AtomicU64,
+    /// Time spent, of all threads, if anybody asks: threads that add to the same number wait for each other's caches.
+    nanoseconds: Option<AtomicU64>,
 }
 
 impl<'a, T: Element> Step<'a, T> {
     pub(super) fn new(link: &'a Link<'a, T>, g: &Geometry) -> Self {
         let correlation = correlation::<T>(g, link.weight());
         let of_rows = correlation.of_rows::<T>(&link.finish);
-        Self { correlation, finish: &link.finish, of_rows, nanoseconds: AtomicU64::new(0) }
+        let nanoseconds = is_timed().then(|| AtomicU64::new(0));
+        Self { correlation, finish: &link.finish, of_rows, nanoseconds }
     }
 
     /// Computes rows of an image of `xs` that lie at `at` in the whole result.
@@ -127,13 +129,19 @@ impl<'a, T: Element> Step<'a, T> {
 
     /// What `products` writes, finished.
     fn finished(&self, at: usize, out: &mut [T], products: impl FnOnce(&mut [T], Option<&Rows>)) {
-        let start = Instant::now();
+        let start = self.nanoseconds.as_ref().map(|_| Instant::now());
         products(out, self.of_rows.as_ref());
         if self.of_rows.is_none() {
             self.finish.apply(at, out);
         }
-        let spent = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.nanoseconds.fetch_add(spent, Ordering::Relaxed);
+        if let (Some(nanoseconds), Some(start)) = (&self.nanoseconds, start) {
+            let spent = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            nanoseconds.fetch_add(spent, Ordering::Relaxed);
+        }
+    }
+
+    fn nanoseconds(&self) -> Option<u64> {
+        self.nanoseconds.as_ref().map(|nanoseconds| nanoseconds.load(Ordering::Relaxed))
     }
 }
 
@@ -163,12 +171,11 @@ impl<T: Element> Chain<'_, T> {
         let ring_len = if in_place.is_some() { 0 } else { ring_rows * row_len + panel_width() };
         let first = narrow.seen(rows).start;
         let mut made = first;
-        let mut between = match self.follow {
-            Some(_) => take::<T>(self.rows * narrow.target.1 * narrow.target_channels),
-            None => take::<T>(0),
-        };
+        // What the last convolution sees of the narrow one.
+        let between_len =
+            self.follow.as_ref().map_or(0, |_| self.rows * narrow.target.1 * narrow.target_channels);
         let out_len = out.len() / rows.len().max(1);
-        with_scratch(ring_len, |ring| {
+        let mut compute = |ring: &mut [f32], between: &mut [T]| {
             for start in rows.clone().step_by(self.rows) {
                 let some = start..rows.end.min(start + self.rows);
                 while in_place.is_none() && made < narrow.seen(&some).end {
@@ -191,11 +198,12 @@ impl<T: Element> Chain<'_, T> {
                     Some(follow) => {
                         let len = some.len() * narrow.target.1 * narrow.target_channels;
                         self.narrow.finished(0, &mut between[..len], sums);
-                        follow.compute(&between, &Block { images: 0..1, rows: 0..some.len() }, at, out);
+                        follow.compute(between, &Block { images: 0..1, rows: 0..some.len() }, at, out);
                     }
                 }
             }
-        });
+        };
+        with_scratch(ring_len, |ring| with_scratch_of(between_len, |between| compute(ring, between)));
     }
 
     /// Rows of an image as the narrow convolution sees them.
@@ -208,8 +216,9 @@ impl<T: Element> Chain<'_, T> {
         if let Some(out) = T::of_f32_mut(out) {
             return widen.compute(xs, &block, 0, out);
         }
-        let mut made = take::<T>(out.len());
-        widen.compute(xs, &block, 0, &mut made);
-        load(out, &made);
+        with_scratch_of(out.len(), |made| {
+            widen.compute(xs, &block, 0, made);
+            load(out, made);
+        });
     }
 }

@@ -7,7 +7,7 @@ use super::correlation::block_pixels;
 use super::reach::Block;
 use crate::element::Element;
 use crate::max_pool::MaxPool;
-use crate::parallel::{each, parts};
+use crate::parallel::{each, parts, with_scratch_of};
 use crate::pool::{Buffer, take};
 use std::ops::Range;
 
@@ -51,24 +51,25 @@ fn band<T: Element>(
     // As many rows as make a block of the convolution.
     let at_once = (block_pixels(source) / (target.1 * pool.window.stride.0)).clamp(1, rows.len().max(1));
     let span = (at_once - 1) * pool.window.stride.0 + (pool.window.kernel.0 - 1) * pool.window.dilation.0 + 1;
-    let mut between = take::<T>(span.min(target.0) * row_len);
     let mut merged = pool.row();
     // The rows that `between` starts with.
     let mut made = 0..0;
-    for start in rows.clone().step_by(at_once) {
-        let some = start..rows.end.min(start + at_once);
-        let seen = pool.reach(&some);
-        // Rows that the last step has made, too, move to the start.
-        let kept = seen.start.clamp(made.start, made.end)..made.end.min(seen.end);
-        between.copy_within((kept.start - made.start) * row_len..(kept.end - made.start) * row_len, 0);
-        let new = seen.start + kept.len()..seen.end;
-        // At the lower edge there may be none.
-        if !new.is_empty() {
-            let made = &mut between[kept.len() * row_len..][..new.len() * row_len];
-            step.compute(xs, &Block { images: image..image + 1, rows: new }, 0, made);
+    with_scratch_of(span.min(target.0) * row_len, |between| {
+        for start in rows.clone().step_by(at_once) {
+            let some = start..rows.end.min(start + at_once);
+            let seen = pool.reach(&some);
+            // Rows that the last step has made, too, move to the start.
+            let kept = seen.start.clamp(made.start, made.end)..made.end.min(seen.end);
+            between.copy_within((kept.start - made.start) * row_len..(kept.end - made.start) * row_len, 0);
+            let new = seen.start + kept.len()..seen.end;
+            // At the lower edge there may be none.
+            if !new.is_empty() {
+                let made = &mut between[kept.len() * row_len..][..new.len() * row_len];
+                step.compute(xs, &Block { images: image..image + 1, rows: new }, 0, made);
+            }
+            let out = &mut out[(start - rows.start) * out_len..][..some.len() * out_len];
+            pool.rows_of(between, some, &mut merged, out);
+            made = seen;
         }
-        let out = &mut out[(start - rows.start) * out_len..][..some.len() * out_len];
-        pool.rows_of(&between, some, &mut merged, out);
-        made = seen;
-    }
+    });
 }
