@@ -9,8 +9,9 @@ initialisation that lets the signal die. Each model of `zoo list` is trained by 
 learning rate. TextCNN gets 64 sentences of two classes instead. The figure is the accuracy of an epoch as trained:
 of the 64 images, each seen once, in the batches of that epoch. A run ends with the first epoch above 95 %, that is
 with 61 images or more, or after the most epochs that it may have. Networks without batch-norm want --clip-grad 1 to
-stay on course at this learning rate, some others learn too slowly with it, and a few want another --lr; the file says
-which row had what.
+stay on course at this learning rate, some others learn too slowly with it, and a few want another --lr. Networks whose
+answers end in ReLU lose a class for good where steps of batches without it push it below zero: --batch-size 64 has all
+of them in each step. The file says which row had what.
 
 A file given with --csv is written after each run: models that it shows to have learned are not run again, others are,
 and their new row takes the place of the old one. The exit code is 1 if any of the models asked for stays at 95 % or
@@ -60,6 +61,7 @@ def arguments():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=SETTINGS["epochs"], help="the most that a model may have")
     parser.add_argument("--lr", type=float, default=SETTINGS["lr"], help="as in `zoo train`")
+    parser.add_argument("--batch-size", type=int, default=SETTINGS["batch-size"], help="as in `zoo train`")
     parser.add_argument("--clip-grad", type=float, default=0, help="as in `zoo train`; 0 for none")
     parser.add_argument("--zoo", default=str(REPOSITORY / "target/release/zoo"), help="the binary")
     parser.add_argument("--csv", type=pathlib.Path, help="a row for each run; may be there already")
@@ -91,7 +93,7 @@ def command(args, model, dtype, folder):
         words += ["--dataset", "text", "--data-dir", str(folder)]
     else:
         words += ["--dataset", "shapes", "--limit-train", str(IMAGES), "--limit-test", "16"]
-    asked = {"epochs": args.epochs, "lr": args.lr, "clip-grad": args.clip_grad}
+    asked = {"epochs": args.epochs, "lr": args.lr, "batch-size": args.batch_size, "clip-grad": args.clip_grad}
     options = SETTINGS | asked | {"seed": args.seed, "threads": args.threads}
     return words + [word for option, value in options.items() for word in (f"--{option}", str(value))]
 
@@ -130,7 +132,7 @@ def train(args, model, dtype):
         "train_loss": "" if last["train_loss"] is None else f"{last['train_loss']:.4g}",
         "epochs": first + 1,
         "lr": f"{args.lr:g}",
-        "batch_size": SETTINGS["batch-size"],
+        "batch_size": args.batch_size,
         "clip_grad": f"{args.clip_grad:g}",
         "seed": args.seed,
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),

@@ -6,7 +6,9 @@ use zoo_ops::dispatch::{InstructionSet, instruction_set};
 use zoo_ops::{Conv2dConfig, FeatureMap, backward, conv2d, set_strict_f32, with_reference};
 
 /// (algorithm, stride, strict, dtype, shapes, greatest error of the output, the input gradient and the weight gradient)
-const BOUNDS: &[(&str, usize, bool, DType, Shapes, [f64; 3])] = &[
+type Row = (&'static str, usize, bool, DType, &'static [[usize; 4]], [f64; 3]);
+
+const BOUNDS: &[Row] = &[
     ("implicit gemm", 2, true, DType::F32, &SHAPES, [1.5e-5, 1.5e-5, 1.5e-5]),
     ("winograd f2x2", 1, true, DType::F32, &SHAPES, [6e-6, 6e-6, 6e-6]),
     ("winograd f4x4", 1, false, DType::F32, &SHAPES, [1e-4, 1e-4, 4e-5]),
@@ -21,8 +23,6 @@ const BOUNDS: &[(&str, usize, bool, DType, Shapes, [f64; 3])] = &[
 const ON_AMX: &str = "three times bf16 on amx";
 
 /// [batch, channels in, side, channels out]
-type Shapes = &'static [[usize; 4]];
-
 const SHAPES: [[usize; 4]; 3] = [[2, 64, 32, 64], [4, 256, 12, 128], [16, 512, 4, 512]];
 
 /// Those of few channels on both sides.
