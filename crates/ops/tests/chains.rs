@@ -195,6 +195,7 @@ fn compare_pooled(dtype: DType) -> Result<()> {
         // So few channels that the pool is always computed with the convolution, where it may be.
         ((1, 28, 28, 1), 6, (5, 1), Relu, window(2, 2)),
         ((3, 33, 71, 3), 8, (3, 1), Relu, ceil),
+        ((2, 34, 32, 2), 3, (3, 1), Relu, ceil),
         ((2, 40, 45, 4), 1, (3, 1), Identity, spread),
         ((2, 40, 45, 4), 1, (3, 1), Identity, uneven),
         ((5, 66, 130, 2), 66, (3, 1), Relu, window(3, 1).padding(1)),

@@ -129,7 +129,7 @@ impl slot::Deferred for Deferred {
 fn run_pooled<T: Element>(convolution: &Deferred, pool: &MaxPool) -> Result<Option<Values>> {
     let few = convolution.is_few();
     let bands = if few { None } else { pooled::bands::<T>(pool) };
-    if bands.is_none() && !(few && few::pools(pool)) {
+    if bands.is_none() && !(few && few::pools(&convolution.g, pool)) {
         return Ok(None);
     }
     let xs = convolution.xs.values()?.slice::<T>()?;

@@ -50,9 +50,17 @@ pub(super) fn forward<T: Element>(
     })
 }
 
-/// Whether a max-pool of the result is computed while rows lie channel by channel.
-pub(super) fn pools(pool: &MaxPool) -> bool {
-    pool.window.stride.1 == 2 && pool.window.padding.1 == 0
+/// Pixels that a row of the result has memory for.
+fn pitch(g: &Geometry) -> usize {
+    g.out.1.next_multiple_of(BLOCK)
+}
+
+/// Whether a max-pool of the result is computed while rows lie channel by channel. Its last window may end beyond the last
+/// pixel, but not beyond the row's memory.
+pub(super) fn pools(g: &Geometry, pool: &MaxPool) -> bool {
+    let w = &pool.window;
+    let last = (pool.out.1.max(1) - 1) * w.stride.1 + (w.kernel.1 - 1) * w.dilation.1;
+    w.stride.1 == 2 && w.padding.1 == 0 && last < pitch(g)
 }
 
 /// What such a max-pool makes of the result, to which nothing is added before.
@@ -126,7 +134,7 @@ impl Few {
             }
             weights
         });
-        let pitch = g.out.1.next_multiple_of(BLOCK);
+        let pitch = pitch(g);
         let source_pitch = pitch + (w.kernel.1 - 1) * w.dilation.1;
         Self { g: *g, weights, finish: finish.of_channels(g.c_out, pitch), pitch, source_pitch }
     }
