@@ -55,7 +55,7 @@ const PIECES: usize = 16;
 struct Team {
     /// Held from before a region to after it.
     taken: AtomicBool,
-    /// Pieces of all regions that ever were. Used by who holds `taken`.
+    /// Pieces of all regions that the workers had to do. Used by who holds `taken`.
     pieces: AtomicU64,
     /// What a task panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,

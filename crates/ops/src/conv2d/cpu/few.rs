@@ -4,8 +4,8 @@
 use super::super::Geometry;
 use super::Weight;
 use super::finish::Finish;
-use super::gemm::chain::cut;
-use crate::element::Element;
+use super::gemm::{TASK_MACS, chain::cut};
+use crate::element::{Element, load};
 use crate::inference::{Form, prepared};
 use crate::max_pool::{MaxPool, larger};
 use crate::parallel::{each, parts, with_scratch};
@@ -23,8 +23,7 @@ const SOURCES: usize = 4;
 const PIXELS: usize = 8;
 /// Pixels that a row has memory for are a multiple of this, which is one of two registers.
 const BLOCK: usize = 32;
-/// Multiply-adds of a task, at least, and floats that it makes of them, at most.
-const TASK_MACS: usize = 250_000;
+/// Floats that a task makes, at most.
 const TASK_FLOATS: usize = 16 * 1024;
 
 pub(super) fn serves(g: &Geometry) -> bool {
@@ -210,6 +209,7 @@ impl Few {
             after.fill(0.0);
             match inside {
                 None => row.fill(0.0),
+                Some(y) if c_in == 1 => load(row, &xs[y * w..][..row.len()]),
                 Some(y) => load_channel(&xs[y * w * c_in..][..w * c_in], (channel, c_in), row),
             }
         }
@@ -220,14 +220,8 @@ multiversion! {
     /// One of so many channels of the pixels of a row.
     fn load_channel<T: Element>(xs: &[T], of: (usize, usize), out: &mut [f32]) {
         let (channel, channels) = of;
-        if channels == 1 {
-            for (o, x) in out.iter_mut().zip(xs) {
-                *o = x.to_f32();
-            }
-        } else {
-            for (o, x) in out.iter_mut().zip(xs.chunks_exact(channels)) {
-                *o = x[channel].to_f32();
-            }
+        for (o, x) in out.iter_mut().zip(xs.chunks_exact(channels)) {
+            *o = x[channel].to_f32();
         }
     }
 }

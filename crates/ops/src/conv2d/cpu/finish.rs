@@ -52,7 +52,8 @@ impl<'a, T: Element> Finish<'a, T> {
         if !self.residual.is_empty() {
             return None;
         }
-        let spread = |row: &[f32]| row.iter().take(channels).flat_map(|&x| [x].repeat(elements)).collect();
+        let spread =
+            |row: &[f32]| row.iter().take(channels).flat_map(|&x| std::iter::repeat_n(x, elements)).collect();
         let (scale, shift) = (spread(&self.scale), spread(&self.shift));
         Some(Finish { scale, shift, residual: &[], activation: self.activation })
     }

@@ -117,12 +117,16 @@ impl Kernel for Conv2d {
         let finish = Finish::sum(before.as_ref().map_or(Ok(&[] as &[T]), Values::slice)?);
         let dx = call.of_map[0].then(|| match algorithm(g, T::DTYPE) {
             Algorithm::Winograd => winograd::input_gradient(g, dy, weight, &finish),
-            _ => gemm::input_gradient(g, dy, weight, &finish),
+            Algorithm::Narrow | Algorithm::Few | Algorithm::Gemm => {
+                gemm::input_gradient(g, dy, weight, &finish)
+            }
         });
         drop(before);
         let dw = call.of_param[0].then(|| match algorithm(g, T::DTYPE) {
             Algorithm::Winograd => winograd::weight_gradient(g, call.maps[0], dy),
-            _ => gemm::weight_gradient(g, call.maps[0], dy),
+            Algorithm::Narrow | Algorithm::Few | Algorithm::Gemm => {
+                gemm::weight_gradient(g, call.maps[0], dy)
+            }
         });
         let db = call.of_param.get(1).map(|wanted| wanted.then(|| column_sums::<T>(dy, g.c_out)));
         Ok((vec![dx], std::iter::once(dw).chain(db).collect()))

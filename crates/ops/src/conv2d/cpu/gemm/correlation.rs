@@ -26,7 +26,7 @@ pub(super) fn block_pixels(words: usize) -> usize {
 }
 
 /// Multiply-adds of a task, at least: handing one to another thread takes some microseconds.
-const TASK_MACS: usize = 250_000;
+pub(in super::super) const TASK_MACS: usize = 250_000;
 
 /// Elements of the result that a task puts together from pieces.
 const COPY_ELEMENTS: usize = 8 * 1024;

@@ -32,6 +32,7 @@ use crate::pool::{Buffer, take};
 use crate::simd::multiversion;
 use crate::transpose::transpose;
 use candle_core::DType;
+pub(super) use correlation::TASK_MACS;
 use correlation::{Correlation, Pass, Products};
 use half::bf16;
 use reach::{Axis, Reach};
