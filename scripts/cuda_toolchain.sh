@@ -7,8 +7,9 @@
 #   full  (default)  compiler wheels + the real cublas, curand, nvrtc, cudnn, nccl wheels (1.9 GB unpacked)
 #   light            compiler wheels only (0.3 GB); the libraries are link-only symbol stubs, whose names
 #                    come from the cudarc sources that cargo has fetched (run `cargo fetch` first)
-#   check            no download at all: an nvcc stand-in that writes empty outputs, so that `cargo check` and
-#                    clippy pass with the cuda features on. Needs a CARGO_TARGET_DIR of its own: cudaforge's
+#   check            no download at all: an nvcc stand-in that writes empty outputs, and the stubs, so that the cuda
+#                    features compile and link. What it builds has none of candle's kernels: it is for clippy and for
+#                    the emulated device (tests/emulated_gpu). Needs a CARGO_TARGET_DIR of its own: cudaforge's
 #                    cache there takes the empty kernels for done, and a real build in it would keep them.
 # Env: CUDATC_QUANT=1    also compile candle's quantised and MoE kernels. Without it they are left out (empty
 #                        objects), which saves most of the build and 36 MB; code that uses QTensor or
@@ -31,7 +32,7 @@ case $MODE in
   full) WHEELS="$COMPILER $LIBS";; light) WHEELS=$COMPILER;; check) WHEELS=;;
   *) echo "mode: full, light or check" >&2; exit 2;;
 esac
-WANT="v4 $MODE $(echo $WHEELS)"
+WANT="v5 $MODE $(echo $WHEELS)"
 SITE=$PREFIX/site
 
 # stub FILE SONAME < names : a shared library that only defines these symbols, for the linker
@@ -41,22 +42,45 @@ stub() {
   rm "$PREFIX/.stub.c"
 }
 
+# link_stubs LINES : a stub for each line `module library soname`, with the functions that cudarc calls
+link_stubs() {
+  local crate mod lib soname
+  crate=$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/cudarc-0.19.* | sort -V | tail -1)
+  while read -r mod lib soname; do
+    grep -oE 'fn (cu|nccl|nvrtc)[A-Za-z0-9_]+\(' "$crate/src/$mod/sys/mod.rs" | sed 's/^fn //; s/($//' |
+      stub "lib$lib.so" "$soname"
+  done <<<"$1"
+}
+
+LIBRARIES='cublas cublas libcublas.so.13
+cublaslt cublasLt libcublasLt.so.13
+curand curand libcurand.so.10
+nvrtc nvrtc libnvrtc.so.13
+cudnn cudnn libcudnn.so.9
+nccl nccl libnccl.so.2'
+
 make_standin() {
-  mkdir -p "$PREFIX/bin" "$PREFIX/include" "$PREFIX/lib64"; ln -s lib64 "$PREFIX/lib"
+  mkdir -p "$PREFIX/bin" "$PREFIX/include" "$PREFIX/lib64/stubs"; ln -s lib64 "$PREFIX/lib"
   cat >"$PREFIX/bin/nvcc" <<'N'
 #!/bin/sh
-# stand-in for nvcc where only type-checking is wanted: answers --version, leaves empty outputs
-out=; dir=.; src=; ptx=
+# stand-in for nvcc where no kernel is wanted: answers --version, leaves empty texts, objects and archives
+out=; dir=.; src=; kind=object
 while [ $# -gt 0 ]; do
   case $1 in
     --version) printf 'nvcc: stand-in\n(c)\nBuilt on never\nCuda compilation tools, release 13.0, V13.0.88\n'; exit;;
-    -o) out=$2; shift;; --output-directory) dir=$2; shift;; --ptx) ptx=1;; *.cu) src=$1;;
+    -o) out=$2; shift;; --output-directory) dir=$2; shift;; --ptx) kind=ptx;; --lib) kind=archive;; *.cu) src=$1;;
   esac; shift
 done
-[ -z "$ptx" ] || : >"$dir/$(basename "$src" .cu).ptx"
-[ -z "$out" ] || : >"$out"
+case $kind in
+  ptx) : >"${out:-$dir/$(basename "$src" .cu).ptx}";;
+  archive) rm -f "$out"; ar crs "$out";;
+  object) [ -z "$out" ] || cc -c -x c /dev/null -o "$out";;
+esac
 N
   chmod +x "$PREFIX/bin/nvcc"
+  link_stubs "driver cuda libcuda.so.1
+runtime cudart libcudart.so.13
+$LIBRARIES"
 }
 
 make_toolchain() {
@@ -80,21 +104,7 @@ make_toolchain() {
   { gcc -E -P -I"$PREFIX/include" "$PREFIX/include/cuda.h"
     gcc -E -P -I"$PREFIX/include" -DCUDA_API_PER_THREAD_DEFAULT_STREAM "$PREFIX/include/cuda.h"; } |
     tr '\n' ' ' | grep -oE '\bcu[A-Z][A-Za-z0-9_]*[[:space:]]*\(' | tr -d ' (' | stub libcuda.so libcuda.so.1
-  if [ "$MODE" = light ]; then
-    local crate mod lib soname
-    crate=$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/cudarc-0.19.* | sort -V | tail -1)
-    while read -r mod lib soname; do
-      grep -oE 'fn (cu|nccl|nvrtc)[A-Za-z0-9_]+\(' "$crate/src/$mod/sys/mod.rs" | sed 's/^fn //; s/($//' |
-        stub "lib$lib.so" "$soname"
-    done <<L
-cublas cublas libcublas.so.13
-cublaslt cublasLt libcublasLt.so.13
-curand curand libcurand.so.10
-nvrtc nvrtc libnvrtc.so.13
-cudnn cudnn libcudnn.so.9
-nccl nccl libnccl.so.2
-L
-  fi
+  [ "$MODE" != light ] || link_stubs "$LIBRARIES"
   # the nvcc that leaves out candle's quantised and MoE kernels (see CUDATC_QUANT)
   mkdir -p "$PREFIX/noquant/bin"; ln -s ../include ../lib64 ../nvvm "$PREFIX/noquant/"
   cat >"$PREFIX/noquant/bin/nvcc" <<N

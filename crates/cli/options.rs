@@ -122,11 +122,12 @@ impl Common {
         let own = Membership::from_env()?.map(|membership| membership.local_rank);
         match self.device {
             DeviceChoice::Cpu => Ok(Device::Cpu),
-            DeviceChoice::Auto => Ok(best_device(own.unwrap_or(0))),
+            DeviceChoice::Auto => best_device(own.unwrap_or(0)),
             DeviceChoice::Cuda(Some(_)) if own.is_some() => {
                 bail!("several processes cannot share a GPU; --device cuda gives each its own")
             }
-            DeviceChoice::Cuda(index) => cuda(index.or(own).unwrap_or(0)),
+            DeviceChoice::Cuda(Some(index)) => cuda(index),
+            DeviceChoice::Cuda(None) => own_cuda(own.unwrap_or(0)),
             DeviceChoice::Metal => metal(),
         }
     }
@@ -169,16 +170,36 @@ pub(crate) fn check_dtype(dtype: DType, device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// A GPU, where this build and machine have one, else the CPU.
+/// A GPU, where this machine has one, else the CPU. Only a machine without a driver or a GPU takes the CPU: a GPU that
+/// cannot be used is an error, so that nobody waits for a CPU unknowingly.
 #[cfg(feature = "cuda")]
-fn best_device(index: usize) -> Device {
-    cuda(index).unwrap_or(Device::Cpu)
+fn best_device(local_rank: usize) -> Result<Device> {
+    match zoo_ops::cuda::count()? {
+        Ok(_) => own_cuda(local_rank),
+        Err(reason) => {
+            eprintln!("note: computing on the CPU, because {reason}");
+            Ok(Device::Cpu)
+        }
+    }
+}
+
+/// The GPU of a process among those of its machine: that of its number, or the only one that its launcher lets it see
+/// (Slurm's `--gpus-per-task`).
+#[cfg(feature = "cuda")]
+fn own_cuda(local_rank: usize) -> Result<Device> {
+    let sees_one = zoo_ops::cuda::count()? == Ok(1) && std::env::var_os("CUDA_VISIBLE_DEVICES").is_some();
+    cuda(if sees_one { 0 } else { local_rank })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn own_cuda(local_rank: usize) -> Result<Device> {
+    cuda(local_rank)
 }
 
 /// A GPU, where this build and machine have one, else the CPU.
 #[cfg(not(feature = "cuda"))]
-fn best_device(_: usize) -> Device {
-    metal().unwrap_or(Device::Cpu)
+fn best_device(_: usize) -> Result<Device> {
+    Ok(metal().unwrap_or(Device::Cpu))
 }
 
 #[cfg(feature = "cuda")]

@@ -57,15 +57,15 @@ pub(crate) fn enter(
     xs.apply_op1(Node { name: "enter", backward: of_all })
 }
 
-/// The gradient of a handle, which nobody reads; candle wants one all the same. On a GPU it is left as it is found,
-/// because filling it takes a launch.
+/// The gradient of a handle, of the handle's shape: several maps join as a handle of as many elements. Nobody reads it;
+/// candle wants one all the same. On a GPU it is left as it is found, because filling it takes a launch.
 pub(crate) fn of_handle(handle: &Tensor) -> Result<Option<Tensor>> {
     if !handle.track_op() {
         return Ok(None);
     }
     #[cfg(feature = "cuda")]
     if handle.device().is_cuda() {
-        return crate::cuda::uninitialised(1, DType::F32, handle.device()).map(Some);
+        return crate::cuda::uninitialised(handle.shape(), DType::F32, handle.device()).map(Some);
     }
     handle.zeros_like().map(Some)
 }

@@ -21,7 +21,8 @@ pub(crate) fn explain(
     device: &Device,
 ) -> Error {
     let text = error.to_string().to_lowercase().replace('_', " ");
-    if !text.contains("out of memory") {
+    // The driver's words, and cuDNN's status.
+    if !text.contains("out of memory") && !text.contains("status alloc") {
         return error;
     }
     let fits = total(device).and_then(|total| most_images(model, dtype, total).ok());
@@ -86,6 +87,7 @@ mod tests {
         assert_eq!(say("shapes differ"), "shapes differ");
         let expected = "out of memory on the GPU with batches of 64 images; no batch would fit";
         assert_eq!(say("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"), expected);
+        assert_eq!(say("cuDNN: CUDNN_STATUS_ALLOC_FAILED"), expected);
         let error = Error::OutOfMemory { batch_size: 100, fits: Some(32) }.to_string();
         assert!(
             error.ends_with("--batch-size 32 should fit, and --grad-accum 4 with it makes the same steps")

@@ -167,6 +167,12 @@ KERNEL loss_terms(const unsigned *labels, float *terms, float of_label, float of
   if (i < n) terms[i] = (int)labels[i / classes] == i % classes ? of_label : of_each;
 }
 
+// The factors of a loss from a distribution over the classes for each row: `factor` times it plus `term`.
+KERNEL soft_terms(const float *soft, float *terms, float factor, float term, int n) {
+  int i = INDEX;
+  if (i < n) terms[i] = soft[i] * factor + term;
+}
+
 // Of each row of logits its largest, the sum of exponentials of the differences to it, and the sum of its factors q, with
 // its loss Σ q · (log sum - x).
 KERNEL nll_rows(const float *xs, const float *qs, float *rows, float *losses, int classes, int n) {

@@ -1,7 +1,7 @@
 //! Convolutions by cuDNN, on maps and weights whose channels lie side by side (NHWC, and [o, kh, kw, i]).
 //!
-//! The algorithm of a shape is measured when it is first met, and kept with its descriptors for the life of the
-//! thread; the workspace is one buffer that grows. Only algorithms that give the same bits each time are taken.
+//! The algorithm of a shape is chosen when it is first met, in cuDNN's own order, and kept with its descriptors for the
+//! life of the thread; the workspace is one buffer that grows. Only algorithms that give the same bits each time are taken.
 
 #![expect(unsafe_code, reason = "cuDNN's interface is C")]
 
@@ -17,6 +17,8 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 
+/// Products of f32 in f32; the default takes TF32.
+const FMA: sys::cudnnMathType_t = sys::cudnnMathType_t::CUDNN_FMA_MATH;
 /// The largest workspace that an algorithm may ask for, in bytes.
 const MOST_WORKSPACE: usize = 1 << 30;
 /// Algorithms that cuDNN has for one operation, at most.
@@ -118,6 +120,15 @@ pub(crate) fn weight_gradient(g: &Geometry, xs: &Tensor, of_weight: &Tensor, dys
 }
 
 fn run(kind: Kind, g: &Geometry, xs: &Tensor, weight: &Tensor, ys: &Tensor) -> Result<()> {
+    // cuDNN refuses maps without elements.
+    if xs.elem_count() == 0 || ys.elem_count() == 0 {
+        let result = match kind {
+            Kind::Forward => ys,
+            Kind::InputGradient => xs,
+            Kind::WeightGradient => weight,
+        };
+        return if result.elem_count() == 0 { Ok(()) } else { result.zero_set() };
+    }
     let device = xs.device().as_cuda_device()?.clone();
     let address = |tensor: &Tensor| match pointer(tensor)? {
         Arg::Pointer(address) => Ok(address as *mut c_void),
@@ -153,7 +164,7 @@ impl Handle {
     fn run(&mut self, key: Key, g: &Geometry, operands: Operands) -> Result<()> {
         if !self.plans.contains_key(&key) {
             let mut plan = Plan::describe(&key, g)?;
-            self.measure(key.kind, &mut plan, operands)?;
+            self.choose(&key, &mut plan)?;
             self.plans.insert(key, plan);
         }
         let needed = self.plans.get(&key).map_or(0, |plan| plan.workspace);
@@ -232,81 +243,86 @@ impl Handle {
         }
     }
 
-    /// Finds the quickest algorithm of a plan by running all of them, which overwrites the result.
-    fn measure(&mut self, kind: Kind, plan: &mut Plan, operands: Operands) -> Result<()> {
-        let Operands { x, y, w } = operands;
-        // Less than all of the memory that is left may do.
-        let (mut space, mut bytes) = (Err(()), MOST_WORKSPACE);
-        while space.is_err() && bytes > 0 {
-            space = self.workspace(bytes).map_err(|_| ());
-            bytes /= 4;
-        }
-        let Ok((workspace, size)) = space else { bail!("out of memory on the GPU") };
+    /// Chooses the algorithm of a plan: of those that give the same bits each time, the one that cuDNN expects to be the
+    /// quickest. Nothing is measured, so that every process and every rank takes the same one.
+    fn choose(&self, key: &Key, plan: &mut Plan) -> Result<()> {
+        use sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
+        use sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
+        use sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
         let mut found = 0;
-        macro_rules! find {
-            ($function:ident, $perf:ty, $algorithm:ident, $($operand:expr),*) => {{
+        let (x, y, w, conv) = (plan.x, plan.y, plan.w, plan.conv);
+        macro_rules! choose {
+            ($list:ident, $workspace:ident, $perf:ty, $algorithm:ident, $certain:ident, $($descriptor:expr),*) => {{
                 // SAFETY: the structure is one of C of numbers, for which zeros are values.
                 let mut results: [$perf; ALGORITHMS] = unsafe { std::mem::zeroed() };
-                // SAFETY: as in `run`; there is room for as many results as are asked for.
+                // SAFETY: the descriptors are the plan's; there is room for as many results as are asked for.
                 checked(unsafe {
-                    sys::$function(
-                        self.handle, $($operand),*, ALGORITHMS as i32, &raw mut found, results.as_mut_ptr(), workspace,
-                        size,
+                    sys::$list(
+                        self.handle, $($descriptor),*, ALGORITHMS as i32, &raw mut found, results.as_mut_ptr(),
                     )
                 }
                 .result())?;
                 let usable = results[..found as usize].iter().find(|result| {
                     result.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
                         && result.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
-                        && result.memory <= size
+                        && result.memory <= MOST_WORKSPACE
+                        // cuDNN lists the default type as well, which rounds f32 to TF32.
+                        && (!key.strict || key.dtype != DType::F32 || result.mathType == FMA)
                 });
-                usable.map(|result| (Algorithm::$algorithm(result.algo), result.memory, result.mathType))
+                match usable {
+                    Some(result) => (Algorithm::$algorithm(result.algo), result.memory, Some(result.mathType)),
+                    // The one of which cuDNN's reference says for all shapes that its bits are the same each time.
+                    None => {
+                        let mut bytes = 0;
+                        // SAFETY: as above; one number is written.
+                        checked(unsafe {
+                            sys::$workspace(self.handle, $($descriptor),*, $certain, &raw mut bytes)
+                        }
+                        .result())?;
+                        (Algorithm::$algorithm($certain), bytes, None)
+                    }
+                }
             }};
         }
-        let usable = match kind {
-            Kind::Forward => find!(
-                cudnnFindConvolutionForwardAlgorithmEx,
+        let (algorithm, workspace, math) = match key.kind {
+            Kind::Forward => choose!(
+                cudnnGetConvolutionForwardAlgorithm_v7,
+                cudnnGetConvolutionForwardWorkspaceSize,
                 sys::cudnnConvolutionFwdAlgoPerf_t,
                 Forward,
-                plan.x,
+                CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
                 x,
-                plan.w,
                 w,
-                plan.conv,
-                plan.y,
+                conv,
                 y
             ),
-            Kind::InputGradient => find!(
-                cudnnFindConvolutionBackwardDataAlgorithmEx,
+            Kind::InputGradient => choose!(
+                cudnnGetConvolutionBackwardDataAlgorithm_v7,
+                cudnnGetConvolutionBackwardDataWorkspaceSize,
                 sys::cudnnConvolutionBwdDataAlgoPerf_t,
                 InputGradient,
-                plan.w,
+                CUDNN_CONVOLUTION_BWD_DATA_ALGO_1,
                 w,
-                plan.y,
                 y,
-                plan.conv,
-                plan.x,
+                conv,
                 x
             ),
-            Kind::WeightGradient => find!(
-                cudnnFindConvolutionBackwardFilterAlgorithmEx,
+            Kind::WeightGradient => choose!(
+                cudnnGetConvolutionBackwardFilterAlgorithm_v7,
+                cudnnGetConvolutionBackwardFilterWorkspaceSize,
                 sys::cudnnConvolutionBwdFilterAlgoPerf_t,
                 WeightGradient,
-                plan.x,
+                CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1,
                 x,
-                plan.y,
                 y,
-                plan.conv,
-                plan.w,
+                conv,
                 w
             ),
         };
-        let Some((algorithm, workspace, math)) = usable else {
-            bail!("cuDNN has no deterministic algorithm for this convolution: {kind:?}");
-        };
         (plan.algorithm, plan.workspace) = (algorithm, workspace);
+        let Some(math) = math else { return Ok(()) };
         // SAFETY: the descriptor is the plan's.
-        checked(unsafe { result::set_convolution_math_type(plan.conv, math) })
+        checked(unsafe { result::set_convolution_math_type(conv, math) })
     }
 }
 
@@ -333,14 +349,14 @@ impl Plan {
             y: checked(result::create_tensor_descriptor())?,
             w: checked(result::create_filter_descriptor())?,
             conv: checked(result::create_convolution_descriptor())?,
-            // Replaced when it is measured.
+            // Replaced when it is chosen.
             algorithm: Algorithm::Forward(
                 sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
             ),
             workspace: 0,
         };
         let math = match key.dtype {
-            DType::F32 if key.strict => sys::cudnnMathType_t::CUDNN_FMA_MATH,
+            DType::F32 if key.strict => FMA,
             DType::F32 => sys::cudnnMathType_t::CUDNN_DEFAULT_MATH,
             _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
         };

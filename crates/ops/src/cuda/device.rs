@@ -1,29 +1,55 @@
-//! Opening a GPU, and launching the kernels there.
+//! Opening a GPU, and launching kernels there.
 
-use super::{Arg, Grid, source};
+use super::{Arg, Grid, libraries, nvrtc, source};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::result::{self, DriverError};
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr, LaunchConfig, PushKernelArg, sys};
-use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, WrapErr};
 use candle_core::{CudaStorage, Device, Result, bail};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// The least compute capability of which the kernels' instructions are: Ampere's, which has bf16.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
 /// The version of CUDA whose driver interface the program is built for.
 const CUDA: i32 = 13_000;
+const NO_GPU: &str = "this machine has no GPU of NVIDIA";
+
+/// The number of GPUs of NVIDIA in this machine, or in one line why there is none that could be used: no driver, or a
+/// driver without a GPU.
+///
+/// # Errors
+/// If there is a driver that cannot be used: it is too old, or does not work.
+pub fn count() -> Result<std::result::Result<usize, &'static str>> {
+    if !libraries::has_driver() {
+        return Ok(Err("this machine has no driver of NVIDIA (libcuda.so.1)"));
+    }
+    if !check_driver()? {
+        return Ok(Err(NO_GPU));
+    }
+    match result::device::get_count().w()? {
+        0 => Ok(Err(NO_GPU)),
+        count => Ok(Ok(count as usize)),
+    }
+}
 
 /// Opens GPU `ordinal` for kernels on one stream, with memory that is kept when tensors are freed.
 ///
 /// # Errors
-/// One line that says what is missing: the driver, a driver that is new enough, that GPU, or a GPU that is new enough.
+/// One line that says what is missing: the driver, a driver that is new enough, a library, that GPU, or a GPU that is new
+/// enough.
 #[expect(unsafe_code, reason = "the driver's interface is C")]
 pub fn open(ordinal: usize) -> Result<Device> {
-    check_driver()?;
-    let count = result::device::get_count().w()?;
-    if ordinal as i64 >= i64::from(count) {
+    let count = match count()? {
+        Ok(count) => count,
+        Err(reason) => bail!("{reason}; use --device cpu"),
+    };
+    if ordinal >= count {
         bail!("there is no GPU {ordinal}; this machine has {}", gpus(count));
+    }
+    if let Some(missing) = libraries::missing_for_one() {
+        bail!(
+            "a GPU needs libraries that are not found: {missing}; pip install nvidia-cudnn-cu13 nvidia-cublas \
+             nvidia-curand nvidia-cuda-nvrtc has them, and LD_LIBRARY_PATH says where they are"
+        );
     }
     let device = match Device::new_cuda_with_stream(ordinal) {
         Ok(device) => device,
@@ -39,26 +65,24 @@ pub fn open(ordinal: usize) -> Result<Device> {
         let ((major, minor), (least, _)) = (capability, LEAST_CAPABILITY);
         bail!("GPU {ordinal} has compute capability {major}.{minor}; {least}.0 is needed: Ampere or newer");
     }
-    keep_memory(context.cu_device())?;
+    // Some virtual GPUs have no memory pools; candle then allocates without them.
+    let _ = keep_memory(context.cu_device());
     Ok(device)
 }
 
-fn gpus(count: i32) -> String {
+fn gpus(count: usize) -> String {
     match count {
-        0 => "none".into(),
         1 => "one, cuda:0".into(),
         n => format!("{n}, cuda:0 to cuda:{}", n - 1),
     }
 }
 
-/// That there is a driver, and that it is new enough.
+/// Whether the driver has a GPU, once it is found to be new enough.
 #[expect(unsafe_code, reason = "the driver's interface is C")]
-fn check_driver() -> Result<()> {
+fn check_driver() -> Result<bool> {
     if let Err(error) = result::init() {
         match error.0 {
-            sys::CUresult::CUDA_ERROR_NO_DEVICE => {
-                bail!("this machine has no GPU of NVIDIA; use --device cpu")
-            }
+            sys::CUresult::CUDA_ERROR_NO_DEVICE => return Ok(false),
             sys::CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
                 bail!("the driver of the GPU and its library are of two versions; restart the machine")
             }
@@ -76,7 +100,7 @@ fn check_driver() -> Result<()> {
             of(CUDA)
         );
     }
-    Ok(())
+    Ok(true)
 }
 
 fn name(error: DriverError) -> String {
@@ -130,31 +154,11 @@ pub(super) fn address(storage: &CudaStorage) -> Result<u64> {
     })
 }
 
-/// The kernels in PTX, which is compiled once in a process for the oldest GPU that it has.
-fn ptx(device: &CudaDevice) -> Result<&'static str> {
-    static PTX: OnceLock<String> = OnceLock::new();
-    static COMPILING: Mutex<()> = Mutex::new(());
-    let _guard = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(ptx) = PTX.get() {
-        return Ok(ptx);
-    }
-    let capability = device.cuda_stream().context().compute_capability().w()?;
-    let options = CompileOptions {
-        arch: Some(if capability >= (9, 0) { "compute_90" } else { "compute_80" }),
-        name: Some("zoo.cu".into()),
-        ..CompileOptions::default()
-    };
-    match compile_ptx_with_opts(source::cuda(), options) {
-        Ok(ptx) => Ok(PTX.get_or_init(|| ptx.to_src())),
-        Err(error) => bail!("the kernels cannot be compiled by NVRTC: {error}"),
-    }
-}
-
 /// Puts a kernel on the device's stream.
 #[expect(unsafe_code, reason = "runs a kernel")]
 pub(super) fn launch(device: &CudaDevice, kernel: &str, grid: Grid, args: &[Arg]) -> Result<()> {
-    let function = device.get_or_load_custom_func(kernel, "zoo", ptx(device)?)?;
-    let mut builder = function.builder();
+    let (function, stream) = (nvrtc::function(device, kernel)?, device.cuda_stream());
+    let mut builder = stream.launch_builder(&function);
     for arg in args {
         match arg {
             Arg::Pointer(address) => builder.arg(address),

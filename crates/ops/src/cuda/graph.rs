@@ -166,6 +166,9 @@ pub(crate) fn computed(
     values: Tensor,
     backward: impl Fn(&Tensor, &Tensor) -> Result<Option<Tensor>> + Send + Sync + 'static,
 ) -> Result<Tensor> {
+    // What candle copies of a storage is all of it from its start.
+    let whole = values.is_contiguous() && values.layout().start_offset() == 0;
+    let values = if whole { values } else { values.force_contiguous()? };
     xs.apply_op1(Computed { values, backward })
 }
 

@@ -11,8 +11,12 @@ pub(crate) mod cudnn;
 #[cfg(feature = "cuda")]
 mod device;
 mod graph;
+#[cfg(feature = "cuda")]
+mod libraries;
 #[cfg(feature = "nccl")]
 mod nccl;
+#[cfg(feature = "cuda")]
+mod nvrtc;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -20,7 +24,7 @@ mod tests;
 mod upload;
 
 #[cfg(feature = "cuda")]
-pub use device::{open, total_memory};
+pub use device::{count, open, total_memory};
 pub(crate) use graph::{Gradients, Map, Operator, computed, is_constant, record};
 #[cfg(feature = "nccl")]
 pub use nccl::{Nccl, NcclId};

@@ -33,6 +33,12 @@ impl Nccl {
     /// # Errors
     /// If NCCL cannot be used.
     pub fn id() -> Result<NcclId> {
+        if let Some(missing) = super::libraries::missing_for_several() {
+            bail!(
+                "several GPUs need a library that is not found: {missing}; pip install nvidia-nccl-cu13 has it, and \
+                 LD_LIBRARY_PATH says where it is"
+            );
+        }
         match Id::new() {
             Ok(id) => Ok(id.internal().map(|byte| byte as u8)),
             Err(error) => bail!("NCCL cannot be used: {error:?}"),

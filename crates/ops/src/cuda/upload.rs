@@ -49,8 +49,18 @@ struct Uploads {
 struct Buffer {
     host: PinnedHostSlice<u8>,
     device: CudaSlice<u8>,
-    /// What was launched last to read it.
+    /// Recorded behind what was launched last to read `device`.
     read: CudaEvent,
+    /// Recorded behind the last copy from `host` to `device`. `PinnedHostSlice` has an event of its own, which cudarc
+    /// does not record where event tracking is disabled, as it is here; an event that was never recorded counts as past.
+    copied: CudaEvent,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // The copy reads `host` until it is made. A device that fails here reads nothing any more.
+        let _ = self.copied.synchronize();
+    }
 }
 
 impl Uploads {
@@ -70,12 +80,14 @@ impl Uploads {
         self.turn = (self.turn + 1) % BUFFERS;
         let old = buffer.take().filter(|buffer| buffer.host.len() >= bytes.len());
         let buffer = buffer.insert(old.map_or_else(|| Buffer::new(device, bytes.len()), Ok)?);
-        // Waits for the copy before the last, which the GPU has made long ago.
+        // The copy of two calls ago, which the GPU has made long since unless it is far behind.
+        buffer.copied.synchronize().w()?;
         let host = buffer.host.as_mut_slice().w()?;
         host[..bytes.len()].copy_from_slice(bytes);
         self.stream.wait(&buffer.read).w()?;
         // All of the buffer, which is longer than the bytes in the last batch of an epoch only.
         self.stream.memcpy_htod(&buffer.host, &mut buffer.device).w()?;
+        buffer.copied.record(&self.stream).w()?;
         computing.join(&self.stream).w()?;
         let address = buffer.device.device_ptr(&computing).0;
         let launched = launch(Arg::Pointer(address));
@@ -94,6 +106,7 @@ impl Buffer {
             unsafe { (device.cuda_stream().context().alloc_pinned(len).w()?, device.alloc(len)?) };
         // The stream's copy must not come before its memory has been given.
         let read = device.cuda_stream().record_event(None).w()?;
-        Ok(Self { host, device: on_device, read })
+        let copied = device.cuda_stream().record_event(None).w()?;
+        Ok(Self { host, device: on_device, read, copied })
     }
 }

@@ -1,6 +1,6 @@
 //! Losses on a GPU, of which nothing is read back: a block for each row of logits.
 
-use crate::cuda::{Arg, Grid, computed, launch_common, merged, pointer, uninitialised};
+use crate::cuda::{Arg, Grid, computed, launch_common, merged, pointer, uninitialised, with_bytes};
 use candle_core::{DType, Device, Result, Tensor};
 
 /// `(1 - ε) · one-hot + ε / classes`, divided by the number of labels: [n, classes] in f32.
@@ -18,6 +18,29 @@ pub(super) fn terms(labels: &[u32], classes: usize, smoothing: f64, device: &Dev
         classes.into(),
     ];
     launch_common(device, "loss_terms", Grid::Threads(n * classes), &args)?;
+    Ok(terms)
+}
+
+/// `(1 - ε) · q + ε / classes`, divided by the number of rows, of distributions q [n, classes] on any device: [n, classes]
+/// in f32. What comes from the host goes through page-locked memory, because copies from other memory may wait for all
+/// that the device was given before.
+pub(super) fn soft_terms(soft: &Tensor, smoothing: f64, device: &Device) -> Result<Tensor> {
+    let (n, classes) = soft.dims2()?;
+    let soft = soft.detach().to_dtype(DType::F32)?.contiguous()?;
+    let terms = uninitialised((n, classes), DType::F32, device)?;
+    let factor = ((1.0 - smoothing) / n as f64) as f32;
+    let term = (smoothing / (classes * n) as f64) as f32;
+    let launch = |soft: Arg| {
+        let args = [soft, pointer(&terms)?, factor.into(), term.into()];
+        launch_common(device, "soft_terms", Grid::Threads(n * classes), &args)
+    };
+    if soft.device().same_device(device) {
+        launch(pointer(&soft)?)?;
+    } else {
+        let bytes: Vec<u8> =
+            soft.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|value| value.to_ne_bytes()).collect();
+        with_bytes(device, &bytes, launch)?;
+    }
     Ok(terms)
 }
 

@@ -72,6 +72,10 @@ fn term_weights(
             if soft.dims() != [n, classes] {
                 bail!("cross_entropy: soft targets of shape {:?} for logits [{n}, {classes}]", soft.dims());
             }
+            #[cfg(any(test, feature = "cuda"))]
+            if class_weights.is_none() && (path(device, dtype), dtype) == (Path::Cuda, DType::F32) {
+                return cuda::soft_terms(soft, label_smoothing, device);
+            }
             soft.detach().to_dtype(dtype)?.to_device(device)?
         }
     };
