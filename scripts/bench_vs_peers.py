@@ -64,7 +64,7 @@ KINDS = {
 }
 # Steps of a GPU that are measured as one, as by `zoo bench`: a training does not wait for every step either.
 STEPS_OF_GPU = 8
-GPU_TORCH = ("torch channels_last", "torch compile")
+GPU_TORCH = ("torch channels_last", "torch compile", "torch max-autotune")
 FIELDS = (
     "model mode device dtype threads batch_size image_size program round images_per_second step_ms_min "
     "step_ms_median step_ms_max peak_memory_mb"
@@ -115,11 +115,11 @@ def torch_step(case, layout):
     model, images = build(case)
     device, mode = case["device"], case["mode"]
     torch.backends.cudnn.benchmark = True
-    compiled = layout == "compile"
+    compiled = {"compile": "default", "max-autotune": "max-autotune"}.get(layout)
     layout = torch.contiguous_format if layout == "contiguous" else torch.channels_last
     model = model.to(device, memory_format=layout).train(mode == "train")
     if compiled:
-        model = torch.compile(model)
+        model = torch.compile(model, mode=compiled)
     images = images.to(device).contiguous(memory_format=layout)
     targets = torch.randint(case["num_classes"], (case["batch_size"],), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)

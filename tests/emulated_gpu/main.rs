@@ -8,5 +8,6 @@
 mod command;
 mod devices;
 mod gpu;
+mod metal;
 mod networks;
 mod settings;

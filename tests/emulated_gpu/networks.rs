@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 /// A network of each family, and what makes its steps small. Maps of one pixel are no size to compare losses at: over two
 /// images batch-norm then gives plus and minus one, whichever way rounding falls.
-const NETWORKS: &[(&str, &str)] = &[
+pub(crate) const NETWORKS: &[(&str, &str)] = &[
     ("airbench94", ""),
     ("alexnet", "--image-size 64"),
     ("cifar_resnet20", ""),

@@ -38,7 +38,17 @@ pub fn path(device: &Device, dtype: DType) -> Path {
         (Device::Cuda(_), DType::F32 | DType::BF16 | DType::F16) => Path::Cuda,
         _ => Path::Reference,
     };
-    if REFERENCE_ONLY.with_borrow(|&only| only) { Path::Reference } else { path }
+    let reference_only = REFERENCE_ONLY.with_borrow(|&only| only) || always_reference();
+    if reference_only { Path::Reference } else { path }
+}
+
+/// The variable that limits what [`path`] and [`instruction_set`] take.
+const LIMIT: &str = "ZOO_INSTRUCTION_SET";
+
+/// Whether the user asks for candle's own operations everywhere.
+fn always_reference() -> bool {
+    static ASKED: OnceLock<bool> = OnceLock::new();
+    *ASKED.get_or_init(|| std::env::var(LIMIT).as_deref() == Ok("reference"))
 }
 
 #[cfg(test)]
@@ -100,12 +110,13 @@ impl InstructionSet {
 }
 
 /// The best instruction set of this machine, or a lower one named by the environment variable
-/// `ZOO_INSTRUCTION_SET` (`portable`, `avx2`, `avx512`, `avx512_bf16`, `amx`).
+/// `ZOO_INSTRUCTION_SET` (`portable`, `avx2`, `avx512`, `avx512_bf16`, `amx`; with `reference`, [`path`] takes no kernel of
+/// this crate at all, on any device).
 pub fn instruction_set() -> InstructionSet {
     static CHOICE: OnceLock<InstructionSet> = OnceLock::new();
     *CHOICE.get_or_init(|| {
         let best = detect();
-        let limit = match std::env::var("ZOO_INSTRUCTION_SET").as_deref() {
+        let limit = match std::env::var(LIMIT).as_deref() {
             Ok("portable") => InstructionSet::Portable,
             Ok("avx2") => InstructionSet::Avx2,
             Ok("avx512") => InstructionSet::Avx512,
