@@ -47,8 +47,9 @@ fn metal_implements_what_a_training_launches() {
     for (network, options) in NETWORKS {
         let shell = shell_with_sentences();
         let data = if *network == "textcnn" { "--data-dir reviews.tsv" } else { "--dataset shapes" };
+        let batches = if options.contains("--batch-size") { "" } else { "--batch-size 2 --limit-train 2" };
         let line = format!(
-            "train --model {network} {data} --limit-train 2 --limit-test 2 --batch-size 2 --epochs 1 --lr 1e-3 --threads 1 \
+            "train --model {network} {data} {batches} --limit-test 2 --epochs 1 --lr 1e-3 --threads 1 \
              --clip-grad 1 --ema 0.9 --label-smoothing 0.1 --device cuda --out run -q {options}"
         );
         let launched = launched(&shell, &line);

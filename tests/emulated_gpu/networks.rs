@@ -4,8 +4,8 @@ use crate::command::Shell;
 use crate::gpu::{SCHEDULES, same_in};
 use std::collections::BTreeSet;
 
-/// A network of each family, and what makes its steps small. Maps of one pixel are no size to compare losses at: over two
-/// images batch-norm then gives plus and minus one, whichever way rounding falls.
+/// A network of each family, and what makes its steps small. The Inceptions normalise maps of one pixel,
+/// for which two images are too few: batch-norm then gives plus and minus one, whichever way rounding falls.
 pub(crate) const NETWORKS: &[(&str, &str)] = &[
     ("airbench94", ""),
     ("alexnet", "--image-size 64"),
@@ -14,9 +14,9 @@ pub(crate) const NETWORKS: &[(&str, &str)] = &[
     ("efficientnet_b0", ""),
     ("googlenet", ""),
     ("inception_bn", "--image-size 64"),
-    ("inception_resnet_v2", "--image-size 139"),
-    ("inception_v3", "--image-size 139"),
-    ("inception_v4", "--image-size 139"),
+    ("inception_resnet_v2", "--image-size 75 --batch-size 4 --limit-train 8"),
+    ("inception_v3", "--image-size 75 --batch-size 8 --limit-train 16"),
+    ("inception_v4", "--image-size 75 --batch-size 4 --limit-train 8"),
     ("lenet5", ""),
     ("mlp", ""),
     ("mnasnet1_0", ""),
@@ -48,8 +48,9 @@ fn every_family_trains_in(dtype: &str, schedules: &[&str], tolerance: (f64, f64)
     assert_eq!(families.len(), NETWORKS.len(), "a network of every family: {families:?}");
     for (network, options) in NETWORKS {
         let data = if *network == "textcnn" { "--data-dir reviews.tsv" } else { "--dataset shapes" };
+        let batches = if options.contains("--batch-size") { "" } else { "--batch-size 2 --limit-train 4" };
         let line = format!(
-            "--model {network} {data} --limit-train 4 --limit-test 2 --batch-size 2 --epochs 1 --lr 1e-3 --threads 1 \
+            "--model {network} {data} {batches} --limit-test 2 --epochs 1 --lr 1e-3 --threads 1 \
              --dtype {dtype} {options}"
         );
         same_in(schedules, &line, tolerance);
