@@ -9,3 +9,4 @@ mod sentences;
 #[cfg(unix)]
 mod train_resume;
 mod use_model;
+mod weight_files;

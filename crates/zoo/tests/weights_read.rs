@@ -332,6 +332,16 @@ fn safetensors_headers_are_not_trusted() {
 }
 
 #[test]
+fn every_protocol_of_pickles_is_recognised() {
+    let object = dict(&[("w", &tensor("FloatStorage", 0, &[4], &[1]))]);
+    let mut content = legacy(&object);
+    for protocol in 1..=5 {
+        content[1] = protocol;
+        assert_floats(&read_bytes("file", &content).unwrap(), "w", &[4], &[1., 2., 3., 4.]);
+    }
+}
+
+#[test]
 fn hostile_pickles() {
     let unbalanced: [&[u8]; 10] = [b"t", b"u", b"R", b"(R", b"h\x07", b"Q", b"N(b", b"](Nu", b"}Nu", b"2"];
     for object in unbalanced {

@@ -158,10 +158,13 @@ pub fn read_from<R: Read + Seek>(mut file: R) -> std::result::Result<StateDict, 
     let mut head = Vec::with_capacity(HEAD);
     file.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
     file.rewind()?;
+    // First, because safetensors starts with a length, which may have the bytes of any magic number.
+    if safetensors::is_safetensors(&head) {
+        return safetensors::read(file, file_len);
+    }
     let entries = match head.as_slice() {
         [b'P', b'K', 3, 4, ..] => torch::read_zip(file, file_len)?,
         [0x80, 1..=5, ..] => torch::read_legacy(file, file_len)?,
-        head if safetensors::is_safetensors(head) => return safetensors::read(file, file_len),
         head if head.get(257..262) == Some(b"ustar") => {
             return Err(Reason::unsupported("the tar format of torch before 0.2"));
         }

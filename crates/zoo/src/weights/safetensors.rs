@@ -20,7 +20,11 @@ const MAX_HEADER: u64 = 100_000_000;
 const LENGTH_SIZE: usize = 8;
 const METADATA_KEY: &str = "__metadata__";
 
-/// Whether the first bytes of a file announce a safetensors header.
+/// Whether the first bytes of a file announce a safetensors header: a length that is allowed, then a brace.
+///
+/// No file of torch does. The ninth byte of its pickles belongs to the magic number that they start with, or to the
+/// length of a frame around it; that of a zip archive is the method of compression, of which none has the number of a
+/// brace.
 pub(super) fn is_safetensors(head: &[u8]) -> bool {
     match head.split_first_chunk::<LENGTH_SIZE>() {
         Some((length, header)) => header.starts_with(b"{") && u64::from_le_bytes(*length) <= MAX_HEADER,
