@@ -4,13 +4,15 @@ use crate::number::{duration, rate, thousands};
 use crate::options::{Common, non_zero};
 use crate::printer::Printer;
 use crate::table::Table;
-use crate::trained::{Foreign, run_config};
-use anyhow::{Result, bail};
+use crate::trained::{Foreign, Found, Trained, run_config};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use zoo_data::{CatalogEntry, Loader, LoaderConfig, Split, View, views};
+use zoo_data::{
+    CatalogEntry, Dataset, Loader, LoaderConfig, MatchedBy, Relabelled, Split, View, list_names, views,
+};
 use zoo_trainer::{ClassAccuracy, DATA_SEED, evaluate};
 
 /// Skipped images that are named one by one.
@@ -45,6 +47,9 @@ pub(crate) struct Args {
     /// mirrored (three views of images that must not be, such as digits)
     #[arg(long)]
     tta: bool,
+    /// Leave out the images of classes that the network does not know
+    #[arg(long)]
+    ignore_unknown: bool,
     /// Also show the accuracy of each class
     #[arg(long)]
     per_class: bool,
@@ -77,35 +82,12 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     let dtype = common.dtype(&device)?;
     let split = if args.split == "train" { Split::Train } else { Split::Test };
     let found = args.foreign.read(args.checkpoint.as_deref(), printer)?;
-    let name = match (&args.dataset, found.dataset()) {
-        (Some(name), _) => name.clone(),
-        (None, Some(entry)) => entry.name.to_string(),
-        (None, None) => {
-            bail!("it is not known what these weights were trained on; name a data set with --dataset")
-        }
-    };
-    let run = args.checkpoint.as_deref().and_then(run_config);
-    let data_dir = args
-        .data_dir
-        .clone()
-        .or_else(|| run.filter(|config| config.dataset == name).and_then(|config| config.data_dir));
-    let has_sentences = CatalogEntry::find(&name).is_ok_and(CatalogEntry::has_sentences);
-    let dataset = match (found.reading()?, &data_dir) {
-        // Other sentences than those trained on are read with the same words and classes.
-        (Some(reading), Some(path)) if has_sentences => {
-            zoo_data::open_text(path, split, Some(&reading), DATA_SEED)?
-        }
-        (Some(_), _) if !has_sentences => bail!("these weights read sentences; {name} has images"),
-        (None, _) if has_sentences => bail!("these weights see images; {name} has sentences"),
-        _ => zoo_data::open(&name, split, data_dir.as_deref(), DATA_SEED)?,
-    };
-    let dataset = args.limit_test.map_or(dataset.clone(), |n| dataset.limit(n, DATA_SEED));
+    let (name, dataset, place) = open(args, &found, split)?;
     let trained = found.open(&args.foreign, Some(dataset.meta()), &device, printer)?;
     let (meta, input) = (&trained.meta, &trained.meta.input);
-    let classes = dataset.meta().classes.len();
-    if classes > meta.num_classes {
-        bail!("{} tells {} classes apart, but {name} has {classes}", meta.model, meta.num_classes);
-    }
+    let dataset = labelled(&dataset, &trained, args.ignore_unknown, printer)
+        .with_context(|| format!("cannot evaluate on {place}"))?;
+    let dataset = args.limit_test.map_or(dataset.clone(), |n| dataset.limit(n, DATA_SEED));
     let config = LoaderConfig {
         image_size: Some(input.image_size),
         resize: Some(input.resize),
@@ -146,6 +128,69 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     };
     printer.result(&evaluation, text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the data set, whose classes are its own: its name, itself, and where it lies or else its name.
+fn open(args: &Args, found: &Found, split: Split) -> Result<(String, Dataset, String)> {
+    let name = match (&args.dataset, found.dataset()) {
+        (Some(name), _) => name.clone(),
+        (None, Some(entry)) => entry.name.to_string(),
+        (None, None) => {
+            bail!("it is not known what these weights were trained on; name a data set with --dataset")
+        }
+    };
+    let run = args.checkpoint.as_deref().and_then(run_config);
+    let data_dir = args
+        .data_dir
+        .clone()
+        .or_else(|| run.filter(|config| config.dataset == name).and_then(|config| config.data_dir));
+    let has_sentences = CatalogEntry::find(&name).is_ok_and(CatalogEntry::has_sentences);
+    let dataset = match (found.reading()?, &data_dir) {
+        // Other sentences than those trained on are read with the same words.
+        (Some(reading), Some(path)) if has_sentences => {
+            zoo_data::open_text(path, split, Some(&reading), DATA_SEED)?
+        }
+        (Some(_), _) if !has_sentences => bail!("these weights read sentences; {name} has images"),
+        (None, _) if has_sentences => bail!("these weights see images; {name} has sentences"),
+        _ => zoo_data::open(&name, split, data_dir.as_deref(), DATA_SEED)?,
+    };
+    let place = data_dir.map_or_else(|| name.clone(), |dir| dir.display().to_string());
+    Ok((name, dataset, place))
+}
+
+/// The images labelled by the outputs of the network, and what is to be said of that.
+fn labelled(
+    dataset: &Dataset,
+    trained: &Trained,
+    ignore_unknown: bool,
+    printer: &Printer,
+) -> Result<Dataset> {
+    let outputs = trained.model.config().num_classes;
+    let Relabelled { dataset, map, unknown, left_out } =
+        dataset.for_network(&trained.meta.classes, outputs, ignore_unknown)?;
+    match map.by {
+        MatchedBy::Name => {}
+        MatchedBy::ImageNet => {
+            printer.note("these weights do not name their 1,000 classes: taken for ImageNet's, as all classes of the data are");
+        }
+        MatchedBy::Number => printer.note(
+            "these weights do not name their classes; the classes of the data are taken for them by number",
+        ),
+    }
+    if let Some((data, network)) = map.variants.first() {
+        let n = thousands(map.variants.len() as u64);
+        printer.note(format!(
+            "classes that are spelt otherwise than the network's: {n}, such as '{data}' for '{network}'"
+        ));
+    }
+    if left_out > 0 {
+        printer.warning(format!(
+            "left out {} images of classes that the network does not know: {}",
+            thousands(left_out as u64),
+            list_names(&unknown)
+        ));
+    }
+    Ok(dataset)
 }
 
 fn text(e: &Evaluation) -> String {

@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// Also give the logits of all classes
     #[arg(long)]
     logits: bool,
-    /// Data set whose class names and normalisation apply to weights from elsewhere
+    /// Data set whose normalisation applies to weights from elsewhere, and whose class names do if these have none
     #[arg(long, value_name = "NAME", requires = "source")]
     dataset: Option<String>,
     #[command(flatten, next_help_heading = "Weights from elsewhere, and preparing pictures")]
@@ -91,7 +91,8 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
     };
     let dataset = dataset.map(CatalogEntry::meta);
     let reading = found.reading()?;
-    let trained = found.open(&args.foreign, dataset.as_ref(), &device, printer)?;
+    let mut trained = found.open(&args.foreign, dataset.as_ref(), &device, printer)?;
+    trained.name_classes(dataset.as_ref())?;
     let sentences = reading.as_ref().map(|_| sentences(images)).transpose()?;
     let images = sentences.as_deref().unwrap_or(images);
     let network = Network { trained, reading, inference: Inference::default(), dtype, device };

@@ -7,7 +7,7 @@ use candle_core::Device;
 use std::path::{Path, PathBuf};
 use zoo::weights::{self, Cache, DEFAULT_TAG, KnownBy, StateDict};
 use zoo::{Config, Model, Params, Preprocessing, Spec, Stem, WeightFile, infer_config};
-use zoo_data::{CatalogEntry, Meta, Preprocess, Reading, imagenet_classes};
+use zoo_data::{CatalogEntry, Meta, Preprocess, Reading, classes_of, imagenet_classes};
 use zoo_trainer::{Checkpoint, CheckpointMeta, Input, RunDir, TrainConfig};
 
 /// ImageNet's mean and standard deviation, which most published weights for colour images were trained with.
@@ -186,11 +186,18 @@ impl Found {
         forms.0.is_some() && forms.1.is_some() && forms.0 != forms.1
     }
 
-    /// Those of the data set; where none is known, those of ImageNet for as many classes.
-    fn class_names(&self, dataset: Option<&Meta>, num_classes: usize) -> Vec<String> {
-        let other = self.published.as_ref().is_some_and(|(file, _)| file.dataset != "imagenet");
-        let of_imagenet = || Some(imagenet_classes()).filter(|names| names.len() == num_classes && !other);
-        dataset.map(|meta| meta.classes.clone()).or_else(of_imagenet).unwrap_or_default()
+    /// Names of the network's classes, as far as the weights say or are known to be published for some.
+    fn class_names(&self, num_classes: usize) -> Vec<String> {
+        let own = || {
+            let meta = CheckpointMeta::from_metadata(&self.weights.metadata).ok()?;
+            (meta.model == self.spec.name).then_some(meta.classes)
+        };
+        // A file that is known by its name may be another with that name.
+        let published = || {
+            let (file, _) = self.published.as_ref()?;
+            classes_of(&file.dataset).filter(|names| names.len() == num_classes)
+        };
+        own().or_else(published).unwrap_or_default()
     }
 
     /// What a checkpoint would say of weights that say nothing: what is published about them, else what suits
@@ -225,7 +232,7 @@ impl Found {
         Ok(CheckpointMeta {
             model: self.spec.name.into(),
             num_classes: config.num_classes,
-            classes: self.class_names(dataset, config.num_classes),
+            classes: self.class_names(config.num_classes),
             input: Input { in_chans, image_size: side, resize, interpolation, mean, std },
             stem: config.chosen_stem(),
             dataset: dataset.map(|meta| meta.name.clone()).unwrap_or_default(),
@@ -261,6 +268,28 @@ impl Found {
             }
             _ => bail!("say with --mean and --std how the images for these weights were normalised"),
         }
+    }
+}
+
+impl Trained {
+    /// Names the classes of weights that do not: as those of a data set of as many classes, else as ImageNet's where
+    /// there are as many.
+    ///
+    /// # Errors
+    /// If the data set has another number of classes.
+    pub(crate) fn name_classes(&mut self, dataset: Option<&Meta>) -> Result<()> {
+        let outputs = self.model.config().num_classes;
+        if !self.meta.classes.is_empty() {
+            return Ok(());
+        }
+        self.meta.classes = match dataset.filter(|meta| !meta.classes.is_empty()) {
+            Some(Meta { name, classes, .. }) if classes.len() != outputs => {
+                bail!("{name} has {} classes, and these weights have outputs for {outputs}", classes.len())
+            }
+            Some(meta) => meta.classes.clone(),
+            None => Some(imagenet_classes()).filter(|names| names.len() == outputs).unwrap_or_default(),
+        };
+        Ok(())
     }
 }
 
@@ -359,7 +388,7 @@ pub(crate) fn run_config(path: &Path) -> Option<TrainConfig> {
 
 /// Names of the classes of the network; a class without one goes by its number.
 pub(crate) fn class_name(meta: &CheckpointMeta, class: usize) -> String {
-    meta.classes.get(class).cloned().unwrap_or_else(|| class.to_string())
+    meta.classes.get(class).filter(|name| !name.is_empty()).cloned().unwrap_or_else(|| class.to_string())
 }
 
 /// Names and shapes that a model has, with as many classes and input channels as the weights have.

@@ -1,6 +1,7 @@
 //! The binary from end to end: what it prints, what it refuses, what it leaves behind.
 
 mod bad_input;
+mod classes;
 mod command;
 mod inspect;
 #[cfg(unix)]

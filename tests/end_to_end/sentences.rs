@@ -64,7 +64,19 @@ fn other_sentences_are_read_with_the_words_of_the_checkpoint() {
     assert_eq!((&record["n"], &record["top1"]), (&2.into(), &Value::from(100.0)), "{record}");
     shell.write("third/train.tsv", "neutral\tso so\nneutral\tpoor\n");
     let error = shell.zoo("eval run --split train --data-dir third");
-    assert!(error.error().contains("'neutral'"), "{}", error.stderr);
+    let part = "cannot evaluate on third: the network does not know the class 'neutral'; it knows 'negative', 'positive'; ";
+    assert!(error.error().starts_with(part), "{}", error.stderr);
+    shell.write(
+        "third/train.tsv",
+        "neutral\tso so\nPositive\ta moving story\npositive\tgreat\nneutral\tpoor\n",
+    );
+    shell.write("third/test.tsv", "neutral\tso so\n");
+    let done = shell.zoo("eval run --split train --data-dir third --ignore-unknown --json");
+    assert_eq!((&done.json()["n"], &done.json()["top1"]), (&1.into(), &Value::from(100.0)));
+    assert!(
+        done.stderr
+            .contains("left out 3 images of classes that the network does not know: 'Positive', 'neutral'")
+    );
 }
 
 #[test]
@@ -76,6 +88,18 @@ fn one_seed_gives_one_result_and_an_interrupted_run_goes_on() {
         crate::command::bytes(&shell.path("again/best.safetensors"))
     );
     assert!(shell.zoo("train --resume run --json").json()["finished"].as_bool().unwrap());
+}
+
+/// Other words than those that have numbers, in as many sentences of the same classes.
+#[test]
+fn a_run_is_not_resumed_on_other_words() {
+    let shell = trained();
+    shell.write("reviews.tsv", reviews().replace("film", "novel"));
+    let error = shell.zoo("train --resume run").error().to_string();
+    assert!(error.contains("the sentences to train on have other words than when it began"), "{error}");
+    shell.write("reviews.tsv", reviews().replace("negative", "neutral"));
+    let error = shell.zoo("train --resume run").error().to_string();
+    assert!(error.contains("'neutral' is new, 'negative' is gone"), "{error}");
 }
 
 #[test]

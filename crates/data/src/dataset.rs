@@ -196,6 +196,21 @@ impl Dataset {
         Self { records: Arc::new(records), ..self.clone() }
     }
 
+    /// The images whose class has a number in `outputs`, under that number, which counts in `classes`.
+    pub(crate) fn relabelled(&self, outputs: &[Option<usize>], classes: Vec<String>) -> Self {
+        let output = |label: u32| outputs[label as usize];
+        let known =
+            self.records.iter().copied().filter(|&r| output(self.source_labels[r as usize]).is_some());
+        // The labels of records that are not in the set do not matter.
+        let labels = self.source_labels.iter().map(|&label| output(label).unwrap_or_default() as u32);
+        Self {
+            meta: Arc::new(Meta { classes, ..(*self.meta).clone() }),
+            records: Arc::new(known.collect()),
+            source_labels: Arc::new(labels.collect()),
+            ..self.clone()
+        }
+    }
+
     /// At most `n` images, drawn by `seed`, in their original order.
     pub fn limit(&self, n: usize, seed: u64) -> Self {
         if n >= self.len() {

@@ -1,3 +1,4 @@
+use crate::classes::list_names;
 use std::path::PathBuf;
 
 /// What can be wrong with a data set, a file or a request. Each message is one line that names the place.
@@ -104,6 +105,29 @@ pub enum Error {
         /// The count or digest found.
         found: String,
     },
+    /// There are images of classes that a network has no output for.
+    #[error("{}", unknown_classes(unknown, known, *unnamed, *all))]
+    UnknownClasses {
+        /// The classes of the data that the network does not know.
+        unknown: Vec<String>,
+        /// The classes that it knows.
+        known: Vec<String>,
+        /// How many outputs have no name.
+        unnamed: usize,
+        /// Whether no image is of another class.
+        all: bool,
+    },
+    /// It is not known which output of a network is which class.
+    #[error(
+        "the weights do not name their {outputs} classes, and the data have {classes}: it is not known which are which; \
+         weights without names need data with as many classes, in the same order"
+    )]
+    Nameless {
+        /// Outputs of the network.
+        outputs: usize,
+        /// Classes of the data.
+        classes: usize,
+    },
     /// A request that makes no sense.
     #[error("{0}")]
     Config(String),
@@ -121,6 +145,21 @@ impl Error {
 
 fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn unknown_classes(unknown: &[String], known: &[String], unnamed: usize, all: bool) -> String {
+    let class = if unknown.len() == 1 { "class" } else { "classes" };
+    let (unknown, known) = (list_names(unknown), list_names(known));
+    let unnamed = match unnamed {
+        0 => String::new(),
+        1 => ", and one output without a name".into(),
+        n => format!(", and {n} outputs without names"),
+    };
+    let out = match all {
+        true => "no image is of a class that it knows: rename classes that are the same, or give other data",
+        false => "rename classes that are the same, or leave the images of others out with --ignore-unknown",
+    };
+    format!("the network does not know the {class} {unknown}; it knows {known}{unnamed}; {out}")
 }
 
 fn size_hint(expected: u64, found: u64) -> &'static str {

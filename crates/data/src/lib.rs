@@ -23,6 +23,7 @@
 mod augment;
 mod catalog;
 mod cifar;
+mod classes;
 mod dataset;
 mod decode;
 mod digest;
@@ -46,6 +47,7 @@ mod views;
 
 pub use augment::{Augment, CROP_SCALE};
 pub use catalog::{CATALOG, CatalogEntry, open};
+pub use classes::{ClassMap, MatchedBy, Relabelled, classes_of, list_names};
 pub use dataset::{Dataset, Meta, Split};
 pub use decode::{MAX_PIXELS, decode_image, load_image};
 pub use error::Error;

@@ -3,7 +3,9 @@
 //! A sentence is stored as [`zoo_ops::embedding`](mod@zoo_ops::embedding) reads it: an image whose pixels are the
 //! numbers of its words. So batches, limits, held-out shares and resuming are those of images.
 
+use crate::classes::list_names;
 use crate::dataset::{Dataset, Meta, Source, Split, permutation};
+use crate::digest::md5;
 use crate::{Error, Result};
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -53,6 +55,12 @@ impl Vocabulary {
         &self.words
     }
 
+    /// A digest of the words in their order: equal for vocabularies that give words the same numbers.
+    pub fn digest(&self) -> String {
+        // Reading from memory cannot fail.
+        md5(&mut self.words.join("\n").as_bytes()).map(|(digest, _)| digest).unwrap_or_default()
+    }
+
     /// A sentence as the bytes of `side` × `side` words: padded, or cut off where it is longer.
     pub fn encode(&self, sentence: &str, side: usize) -> Vec<u8> {
         let numbers = words(sentence).map(|word| self.numbers.get(&word).copied().unwrap_or(UNKNOWN));
@@ -80,8 +88,6 @@ fn words(sentence: &str) -> impl Iterator<Item = String> + '_ {
 pub struct Reading {
     /// The numbers of words.
     pub vocabulary: Arc<Vocabulary>,
-    /// Names of the classes.
-    pub classes: Vec<String>,
     /// Root of the number of words that sentences are padded to.
     pub side: usize,
 }
@@ -96,31 +102,38 @@ pub(crate) struct Line {
 
 /// One split of labelled sentences. `path` is a file, of whose lines a share drawn by `seed` is the test split, or a
 /// folder with `train.tsv` (or `.txt`) and perhaps `test.tsv` or `val.tsv`; without one, its training file is
-/// divided. Words and classes are those of the training split, or those given by `reading`.
+/// divided. Words and classes are those of the training split. With `reading`, which is that of a network, words have
+/// its numbers, and the classes are those of the split that is read: [`Dataset::for_network`] finds them among the
+/// network's.
 ///
 /// # Errors
-/// If there is no such file, a line has no tab, or a class or sentences are missing.
+/// If there is no such file, a line has no tab, a class or sentences are missing, or the test split has a class that the
+/// training split has not.
 pub fn open_text(path: &Path, split: Split, reading: Option<&Reading>, seed: u64) -> Result<Dataset> {
     let (train, test) = read(path, seed)?;
-    let reading = match reading {
-        Some(reading) => reading.clone(),
+    let (reading, classes) = match reading {
+        Some(reading) => {
+            let lines = if split == Split::Train { &train } else { &test };
+            (reading.clone(), classes(lines))
+        }
         None => learn(path, &train)?,
     };
+    let numbers: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
     let lines = if split == Split::Train { train } else { test };
     let (mut pixels, mut labels) = (Vec::new(), Vec::with_capacity(lines.len()));
     for Line { path, number, class, sentence } in lines {
-        let Some(label) = reading.classes.iter().position(|known| *known == class) else {
-            let known = reading.classes.join(", ");
+        let Some(&label) = numbers.get(class.as_str()) else {
+            let known = list_names(&classes);
             let reason = format!("line {number} has the class '{class}'; those trained on are {known}");
             return Err(Error::Format { path, reason });
         };
-        labels.push(label as u32);
+        labels.push(label);
         pixels.extend(reading.vocabulary.encode(&sentence, reading.side));
     }
     let side = reading.side;
     let meta = Meta {
         name: "text".into(),
-        classes: reading.classes,
+        classes,
         shape: [3, side, side],
         fixed_size: true,
         mirror: false,
@@ -132,9 +145,15 @@ pub fn open_text(path: &Path, split: Split, reading: Option<&Reading>, seed: u64
     Ok(Dataset::new(meta, split, source, labels).with_vocabulary(reading.vocabulary))
 }
 
-/// Words, classes and length of training sentences.
-fn learn(path: &Path, train: &[Line]) -> Result<Reading> {
-    let classes: BTreeSet<&str> = train.iter().map(|line| line.class.as_str()).collect();
+/// The classes of these lines, in the order of their names.
+fn classes(lines: &[Line]) -> Vec<String> {
+    let names: BTreeSet<&str> = lines.iter().map(|line| line.class.as_str()).collect();
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// How training sentences are read, and their classes.
+fn learn(path: &Path, train: &[Line]) -> Result<(Reading, Vec<String>)> {
+    let classes = classes(train);
     if classes.len() < 2 {
         let reason = match classes.first() {
             Some(class) => format!("all training lines have the class '{class}'; two or more are needed"),
@@ -144,11 +163,8 @@ fn learn(path: &Path, train: &[Line]) -> Result<Reading> {
     }
     let longest = train.iter().map(|line| words(&line.sentence).count()).max().unwrap_or(0);
     let side = SIDES.into_iter().find(|side| side * side >= longest).unwrap_or(*SIDES.end());
-    Ok(Reading {
-        vocabulary: Arc::new(Vocabulary::of(train.iter().map(|line| line.sentence.as_str()))),
-        classes: classes.into_iter().map(str::to_owned).collect(),
-        side,
-    })
+    let vocabulary = Arc::new(Vocabulary::of(train.iter().map(|line| line.sentence.as_str())));
+    Ok((Reading { vocabulary, side }, classes))
 }
 
 /// The file of the training split at `path`, a file or a folder, and that of the test split where there is one.

@@ -57,20 +57,18 @@ fn other_data_is_read_with_the_words_trained_on() -> zoo_data::Result<()> {
     fs::write(&first, lines(20)).unwrap();
     fs::write(&second, "yes\tnumber sentence elsewhere\nyes\tsentence\n".repeat(10)).unwrap();
     let train = open("text", Split::Train, Some(&first), 0)?;
-    let reading = Reading {
-        vocabulary: train.vocabulary().unwrap().clone(),
-        classes: train.meta().classes.clone(),
-        side: 3,
-    };
+    let reading = Reading { vocabulary: train.vocabulary().unwrap().clone(), side: 3 };
     let other = open_text(&second, Split::Test, Some(&reading), 0)?;
-    assert_eq!(other.meta().classes, ["no", "yes"]);
-    assert!(other.labels().all(|label| label == 1));
-    fs::write(&second, "maybe\tsentence\n".repeat(10)).unwrap();
-    let unknown = message(open_text(&second, Split::Train, Some(&reading), 0));
-    assert!(
-        unknown.contains("line ") && unknown.contains("'maybe'") && unknown.contains("no, yes"),
-        "{unknown}"
-    );
+    assert_eq!(other.meta().classes, ["yes"]);
+    let labelled = other.for_network(&train.meta().classes, 2, false)?.dataset;
+    assert_eq!(labelled.meta().classes, ["no", "yes"]);
+    assert!(labelled.labels().all(|label| label == 1));
+    fs::write(&second, "maybe\tsentence\nno\tsentence\n".repeat(10)).unwrap();
+    let third = open_text(&second, Split::Train, Some(&reading), 0)?;
+    let unknown = message(third.for_network(&train.meta().classes, 2, false));
+    assert!(unknown.contains("the class 'maybe'; it knows 'no', 'yes'; "), "{unknown}");
+    let known = third.for_network(&train.meta().classes, 2, true)?;
+    assert_eq!((known.left_out + known.dataset.len(), known.dataset.label(0)), (18, 0));
     Ok(())
 }
 

@@ -23,7 +23,7 @@ pub struct CheckpointMeta {
     pub model: String,
     /// Classes of the head.
     pub num_classes: usize,
-    /// Names of the classes; as many as the data set has.
+    /// Names of the classes that the first outputs stand for; as many as the data set has.
     pub classes: Vec<String>,
     /// What the network takes.
     pub input: Input,
@@ -62,7 +62,7 @@ impl CheckpointMeta {
     /// How sentences are read for the network, if it reads sentences.
     pub fn reading(&self) -> Option<Reading> {
         let vocabulary = self.vocabulary.clone()?;
-        Some(Reading { vocabulary, classes: self.classes.clone(), side: self.input.image_size })
+        Some(Reading { vocabulary, side: self.input.image_size })
     }
 
     fn to_map(&self) -> BTreeMap<String, String> {
@@ -93,7 +93,11 @@ impl CheckpointMeta {
         map.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
     }
 
-    pub(crate) fn from_map(map: &BTreeMap<String, String>) -> std::result::Result<Self, String> {
+    /// What the metadata of a file of weights say of them.
+    ///
+    /// # Errors
+    /// Why they are not those of a checkpoint.
+    pub fn from_metadata(map: &BTreeMap<String, String>) -> std::result::Result<Self, String> {
         let text = |key: &str| map.get(key).cloned().ok_or(format!("its metadata has no '{key}'"));
         match map.get("format_version").map(String::as_str) {
             Some(FORMAT) => {}
@@ -168,7 +172,7 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self> {
         let path = if path.is_dir() { checkpoint_of(path)? } else { path.to_path_buf() };
         let weights = weights::read(&path)?;
-        let meta = CheckpointMeta::from_map(&weights.metadata)
+        let meta = CheckpointMeta::from_metadata(&weights.metadata)
             .map_err(|problem| Error::Checkpoint { path: path.clone(), problem })?;
         Ok(Self { path, meta, weights })
     }

@@ -105,7 +105,11 @@ impl Metrics {
     /// Each class's accuracy; a class without a name has its number for one.
     pub fn class_accuracies(&self, names: &[String]) -> Vec<ClassAccuracy> {
         let of_class = |(class, &(n, hits)): (usize, &(u64, u64))| ClassAccuracy {
-            class: names.get(class).cloned().unwrap_or_else(|| class.to_string()),
+            class: names
+                .get(class)
+                .filter(|name| !name.is_empty())
+                .cloned()
+                .unwrap_or_else(|| class.to_string()),
             n,
             top1: (n > 0).then(|| percent(hits, n)),
         };

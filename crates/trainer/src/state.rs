@@ -4,6 +4,7 @@
 //! files must not leave a pair that does not belong together.
 
 use crate::averages::AveragedWeights;
+use crate::checkpoint::Checkpoint;
 use crate::loss_scale::LossScale;
 use crate::observer::EpochRecord;
 use crate::optimizer::Optimizer;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use zoo::Params;
 use zoo::weights::{self, StateDict};
+use zoo_data::{Dataset, list_names};
 
 /// The version of the file's layout.
 const FORMAT: &str = "1";
@@ -38,6 +40,12 @@ pub(crate) struct Progress {
     pub(crate) loss_scale: LossScale,
     /// Training images there are: a resumed run must have as many.
     pub(crate) train_images: usize,
+    /// Names of the classes, whose outputs go by their order; empty in states of versions that did not say.
+    #[serde(default)]
+    pub(crate) classes: Vec<String>,
+    /// A digest of the words that have numbers, of sentences.
+    #[serde(default)]
+    pub(crate) words: Option<String>,
     /// Processes that train: a resumed run must have as many.
     #[serde(default = "alone")]
     pub(crate) ranks: usize,
@@ -109,11 +117,12 @@ pub(crate) fn save(
 /// A state as it was read.
 pub(crate) struct Saved {
     pub(crate) progress: Progress,
+    config: TrainConfig,
     tensors: StateDict,
 }
 
 /// Reads the state of a run, if it got as far as having one.
-pub(crate) fn read(dir: &RunDir, config: &TrainConfig) -> Result<Option<Saved>> {
+pub(crate) fn read(dir: &RunDir) -> Result<Option<Saved>> {
     let path = dir.file(RunDir::STATE);
     if !path.exists() {
         return Ok(None);
@@ -128,16 +137,79 @@ pub(crate) fn read(dir: &RunDir, config: &TrainConfig) -> Result<Option<Saved>> 
     if version != FORMAT {
         return Err(refuse(format!("its state has format {version}, this program reads {FORMAT}")));
     }
-    let saved_config = TrainConfig::from_toml(entry("config")?, RunDir::STATE)?;
-    if let Some((key, was, is)) = saved_config.conflict(config) {
-        return Err(refuse(format!("{key} was {was} and is now {is}; a run keeps its settings")));
-    }
-    let progress = toml::from_str(entry("progress")?)
+    let config = TrainConfig::from_toml(entry("config")?, RunDir::STATE)?;
+    let mut progress: Progress = toml::from_str(entry("progress")?)
         .map_err(|error| refuse(format!("its progress cannot be read: {}", error.message())))?;
-    Ok(Some(Saved { progress, tensors }))
+    if progress.classes.is_empty()
+        && let Ok(last) = Checkpoint::open(&dir.file(RunDir::LAST))
+    {
+        // A state of an earlier version, whose checkpoints had them already.
+        progress.classes = last.meta.classes;
+    }
+    Ok(Some(Saved { progress, config, tensors }))
+}
+
+impl Progress {
+    /// Nothing of a run on these data yet, by so many processes.
+    pub(crate) fn start(data: &Dataset, ranks: usize) -> Self {
+        Self {
+            train_images: data.len(),
+            classes: data.meta().classes.clone(),
+            words: data.vocabulary().map(|vocabulary| vocabulary.digest()),
+            ranks,
+            ..Self::default()
+        }
+    }
+
+    /// Why a run that stands here cannot go on where another `now` would begin: with as many images and processes.
+    pub(crate) fn other_counts(&self, now: &Self) -> Option<String> {
+        if now.ranks != self.ranks {
+            return Some(format!("it was trained by {} processes, now there are {}", self.ranks, now.ranks));
+        }
+        (now.train_images != self.train_images).then(|| {
+            format!("it had {} training images, now there are {}", self.train_images, now.train_images)
+        })
+    }
+
+    /// Why a run that stands here cannot go on with these data: the outputs of its network are those of the classes
+    /// that it began with, and its words have the numbers that they had.
+    pub(crate) fn other_classes(&self, data: &Dataset) -> Option<String> {
+        let (was, is) = (&self.classes, &data.meta().classes);
+        let without = |names: &[String], others: &[String]| -> Vec<String> {
+            names.iter().filter(|name| !others.contains(name)).cloned().collect()
+        };
+        let words = data.vocabulary().map(|vocabulary| vocabulary.digest());
+        let changes: Vec<String> = [(without(is, was), "new"), (without(was, is), "gone")]
+            .into_iter()
+            .filter(|(names, _)| !names.is_empty())
+            .map(|(names, how)| {
+                let verb = if names.len() == 1 { "is" } else { "are" };
+                format!("{} {verb} {how}", list_names(&names))
+            })
+            .collect();
+        let problem = match changes.as_slice() {
+            _ if was.is_empty() => return None,
+            [] if was != is => format!("their order was {} and is {}", list_names(was), list_names(is)),
+            [] if self.words != words => {
+                return Some(
+                    "the sentences to train on have other words than when it began; a run keeps its data"
+                        .into(),
+                );
+            }
+            [] => return None,
+            changes => changes.join(", "),
+        };
+        let out = "bring back the classes that it began with, or start a run with --weights and the folder of this one";
+        Some(format!("the classes of its data have changed: {problem}; {out}"))
+    }
 }
 
 impl Saved {
+    /// The first setting that decides the weights and was another one when the state was saved: (key, was, is).
+    pub(crate) fn conflict(&self, config: &TrainConfig) -> Option<(String, String, String)> {
+        self.config.conflict(config)
+    }
+
     /// Gives variables, velocities and averages their saved values.
     pub(crate) fn restore(
         &self,

@@ -105,7 +105,9 @@ impl Trainer {
         place: impl Into<Place>,
     ) -> Result<Self> {
         config.validate()?;
-        let mut trainer = Self::build(config, data, dir, place.into(), start)?;
+        let place = place.into();
+        let log = open_log(&dir, &place)?;
+        let mut trainer = Self::build(config, data, dir, log, place, start)?;
         trainer.place.take_from_first(&trainer.params.all())?;
         trainer.log.cut(0)?;
         if trainer.place.is_first() {
@@ -133,25 +135,30 @@ impl Trainer {
             true => None,
             false => Start::read(&mut config, &mut |_, _| {})?,
         };
-        let mut trainer = Self::build(config, data, dir, place.into(), start)?;
-        if let Some((key, was, is)) = started_with.conflict(&trainer.config) {
-            let problem = format!("{key} was {was} and is now {is}; a run keeps its settings");
-            return Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
+        let place = place.into();
+        let log = open_log(&dir, &place)?;
+        let saved = state::read(&dir)?;
+        if let Some(problem) = saved.as_ref().and_then(|saved| saved.progress.other_classes(&data.train)) {
+            return Err(Error::Resume { dir: dir.path().to_path_buf(), problem });
         }
-        if let Some(saved) = state::read(&trainer.dir, &trainer.config)? {
-            let (found, expected) = (trainer.place.ranks.size(), saved.progress.ranks);
-            if found != expected {
-                let problem = format!("it was trained by {expected} processes, now there are {found}");
-                return Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
-            }
-            let (found, expected) = (trainer.train.dataset().len(), saved.progress.train_images);
-            if found != expected {
-                let problem = format!("it had {expected} training images, now there are {found}");
-                return Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
-            }
+        let mut trainer = Self::build(config, data, dir, log, place, start)?;
+        let refuse = |problem| Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
+        let conflict = started_with.conflict(&trainer.config);
+        if let Some((key, was, is)) =
+            conflict.or_else(|| saved.as_ref().and_then(|saved| saved.conflict(&trainer.config)))
+        {
+            return refuse(format!("{key} was {was} and is now {is}; a run keeps its settings"));
+        }
+        if let Some(problem) = saved.as_ref().and_then(|saved| saved.progress.other_counts(&trainer.progress))
+        {
+            return refuse(problem);
+        }
+        if let Some(saved) = saved {
             saved.restore(&trainer.params, &mut trainer.optimizer, trainer.averaged_weights.as_mut())?;
             trainer.noise.set_calls(saved.progress.noise_calls);
-            trainer.progress = saved.progress;
+            // States of earlier versions do not have all of it.
+            let Progress { classes, words, .. } = std::mem::take(&mut trainer.progress);
+            trainer.progress = Progress { classes, words, ..saved.progress };
         }
         trainer.log.cut(trainer.progress.metrics_len)?;
         Ok(trainer)
@@ -161,6 +168,7 @@ impl Trainer {
         mut config: TrainConfig,
         data: &TrainData,
         dir: RunDir,
+        log: MetricsLog,
         place: Place,
         start: Option<Start>,
     ) -> Result<Self> {
@@ -186,7 +194,7 @@ impl Trainer {
         let model = Model::new(&config.model, model_config.clone(), params.var_builder(&place.device))?;
         let translated = start.as_ref().and_then(|start| start.translated);
         let adapted = match start {
-            Some(start) => Some(start.load(spec, &params, data.train.meta())?),
+            Some(start) => Some(start.load(spec, &params, data.train.meta(), &model_config)?),
             None => {
                 model.initialise(&params, &|| data.first_images(&config, &input, &place.device))?;
                 None
@@ -224,8 +232,7 @@ impl Trainer {
         }
         let how = config.averaging(schedule.total_steps);
         let averaged_weights = how.map(|how| AveragedWeights::new(changing, how)).transpose()?;
-        let progress = Progress { train_images: data.train.len(), ranks, ..Progress::default() };
-        let log = if place.is_first() { MetricsLog::open(&dir)? } else { MetricsLog::default() };
+        let progress = Progress::start(&data.train, ranks);
         let saves = SaveClock::new(config.save_every as u64);
         // Ranks tell one another of each step.
         let reads_late = place.device.is_cuda() && !place.is_shared();
@@ -362,6 +369,11 @@ impl Trainer {
         observer.saved(&self.dir.file(RunDir::STATE));
         Ok(())
     }
+}
+
+/// The log of a run, which its first process writes.
+fn open_log(dir: &RunDir, place: &Place) -> Result<MetricsLog> {
+    if place.is_first() { MetricsLog::open(dir) } else { Ok(MetricsLog::default()) }
 }
 
 fn metrics_of(record: &EpochRecord) -> CheckpointMetrics {

@@ -171,3 +171,24 @@ fn auxiliary_heads_may_be_absent_and_are_renewed_with_the_head() {
     let adapted = weights::adapt(spec, &mut state, &shapes(&without)).unwrap();
     assert_eq!((adapted.fresh.len(), state.tensors.len()), (0, 3));
 }
+
+#[test]
+fn tensors_with_a_row_for_each_class() {
+    // As many classes as a hidden layer has outputs.
+    for (model, classes, expected) in [
+        ("resnet18", 64, &["fc.bias", "fc.weight"][..]),
+        ("squeezenet1_0", 64, &["classifier.1.bias", "classifier.1.weight"]),
+        (
+            "googlenet",
+            1024,
+            &["aux1.fc2.bias", "aux1.fc2.weight", "aux2.fc2.bias", "aux2.fc2.weight", "fc.bias", "fc.weight"],
+        ),
+        ("softmax", 10, &["fc.bias", "fc.weight"]),
+    ] {
+        let spec = find(model).unwrap();
+        let config = Config { num_classes: classes, ..spec.config() };
+        let mut names = weights::class_tensors(spec, &config).unwrap();
+        names.sort();
+        assert_eq!(names, expected, "{model}");
+    }
+}

@@ -2,7 +2,8 @@
 
 use super::{Report, StateDict, check, is_auxiliary};
 use crate::registry::Spec;
-use candle_core::{Result, Tensor, bail};
+use crate::{Config, Model, Params};
+use candle_core::{Device, Result, Tensor, bail};
 use std::fmt;
 
 /// What [`adapt`] did to a state dict. Displayed as one line.
@@ -14,6 +15,36 @@ pub struct Adapted {
     pub num_classes: Option<(usize, usize)>,
     /// Parameters that the state dict does not give, in the order of the model: they keep their initial values.
     pub fresh: Vec<String>,
+    /// Of a head that is not new, how its rows were matched with the classes.
+    pub head: Head,
+}
+
+/// How the rows of a head that is kept belong to the classes it is used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Head {
+    /// As they are, by the names of the classes.
+    #[default]
+    Kept,
+    /// Put into the order of these classes, by their names.
+    Reordered,
+    /// As they are, by number, because the weights have no names for them.
+    ByNumber,
+}
+
+/// Names of the tensors that have a row for each class: the head's, and those of auxiliary heads.
+///
+/// # Errors
+/// If there is no such model.
+pub fn class_tensors(spec: &Spec, config: &Config) -> Result<Vec<String>> {
+    let shapes = |num_classes| {
+        let params = Params::zeros();
+        let config = Config { num_classes, ..config.clone() };
+        Model::new(spec.name, config, params.var_builder(&Device::Cpu))?;
+        Ok::<_, candle_core::Error>(params.shapes())
+    };
+    let (these, others) = (shapes(config.num_classes)?, shapes(config.num_classes + 1)?);
+    let differ = these.into_iter().zip(others).filter(|(this, other)| this.1 != other.1);
+    Ok(differ.map(|((name, _), _)| name).collect())
 }
 
 /// Makes the weights of a model fit the same model with other classes and input channels, as fine-tuning
@@ -123,6 +154,13 @@ impl fmt::Display for Adapted {
                 true => format!("new head for {to} other classes"),
                 false => format!("new head for {to} classes instead of {from}"),
             });
+        }
+        match self.head {
+            Head::Kept => {}
+            Head::Reordered => changes.push("head in the order of these classes, by name".into()),
+            Head::ByNumber => {
+                changes.push("head kept, class by number, as the weights do not name their classes".into());
+            }
         }
         if self.fresh.iter().any(|name| is_auxiliary(name)) && self.num_classes.is_none() {
             changes.push("new auxiliary heads, which the weights lack".into());

@@ -33,7 +33,7 @@ mod torch;
 
 pub use self::safetensors::write_safetensors;
 pub(crate) use adapt::check_except;
-pub use adapt::{Adapted, adapt};
+pub use adapt::{Adapted, Head, adapt, class_tensors};
 pub use atomic::replace_file;
 pub use check::{Mismatch, Report, check};
 pub use error::{Error, Reason, Result};
