@@ -51,6 +51,13 @@ fn what_a_step_can_do() {
 }
 
 #[test]
+fn groups_of_channels() {
+    let line = "--model resnext29_32x4d --dataset shapes --limit-train 4 --limit-test 2 --batch-size 2 --epochs 1 --lr 1e-3 \
+                --threads 1";
+    same_in(&SCHEDULES[..1], line, (1e-4, 1e-2));
+}
+
+#[test]
 fn kernels_meet_at_their_barriers() {
     let shell = Shell::new();
     let line = format!(
