@@ -16,14 +16,19 @@ API int cublasSetStream_v2(void *handle, void *stream) { LOCK; ((BlasHandle *)ha
 
 template <class T, class S>
 static void product(int ta, int tb, int m, int n, int k, S alpha, const T *a, int lda, const T *b, int ldb, S beta, T *c, int ldc) {
-  std::vector<S> column(k);
+  std::vector<S> column(k), sums(m);
   for (int j = 0; j < n; j++) {
     for (int l = 0; l < k; l++) column[l] = S(b[tb ? j + (size_t)l * ldb : l + (size_t)j * ldb]);
+    for (int i = 0; i < m; i++) sums[i] = 0;
+    // Along the memory of A either way.
+    if (ta) {
+      for (int i = 0; i < m; i++) for (int l = 0; l < k; l++) sums[i] += S(a[l + (size_t)i * lda]) * column[l];
+    } else {
+      for (int l = 0; l < k; l++) for (int i = 0; i < m; i++) sums[i] += S(a[i + (size_t)l * lda]) * column[l];
+    }
     for (int i = 0; i < m; i++) {
-      S sum = 0;
-      for (int l = 0; l < k; l++) sum += S(a[ta ? l + (size_t)i * lda : i + (size_t)l * lda]) * column[l];
       T &out = c[i + (size_t)j * ldc];
-      out = T(alpha * sum + (beta == 0 ? S(0) : beta * S(out)));
+      out = T(alpha * sums[i] + (beta == 0 ? S(0) : beta * S(out)));
     }
   }
 }
