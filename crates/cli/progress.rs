@@ -181,7 +181,9 @@ fn settings(run: &RunInfo<'_>, compute: &str) -> String {
         ("folder", run.dir.display().to_string()),
     ];
     let shown = rows.iter().filter(|(_, text)| !text.is_empty());
-    shown.map(|(key, text)| format!("{key:<10} {text}")).collect::<Vec<_>>().join("\n")
+    let mut lines: Vec<String> = shown.map(|(key, text)| format!("{key:<10} {text}")).collect();
+    lines.extend(run.fine_tuning.map(|chosen| format!("fine-tuning defaults: {chosen}")));
+    lines.join("\n")
 }
 
 fn model(run: &RunInfo<'_>) -> String {

@@ -35,7 +35,7 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "PATTERN", help_heading = "Fine-tuning")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     freeze: Vec<String>,
-    /// Multiply the learning rate of all layers but the head, e.g. by 0.1
+    /// Multiply the learning rate of all layers but the head [default: 1, below a new head 0.1 or less]
     #[arg(long, value_name = "FACTOR", value_parser = number, allow_negative_numbers = true, help_heading = "Fine-tuning")]
     backbone_lr_scale: Option<f64>,
     /// Multiply the learning rate once more for each block of layers further from the head, e.g. by 0.75
@@ -69,8 +69,8 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "KIND", help_heading = "Model and data")]
     #[arg(value_parser = PossibleValuesParser::new(Augment::ALL.map(Augment::name)))]
     augment: Option<String>,
-    /// The least share of a picture's area that a random crop takes, where the input is larger than 64 pixels; e.g.
-    /// 0.5 for fine-tuning [default: 0.08]
+    /// The least share of a picture's area that a random crop takes, where the input is larger than 64 pixels
+    /// [default: 0.08, from weights 0.5]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true, help_heading = "Model and data")]
     crop_scale: Option<f64>,
     /// Blend each training image and its label with another one; the strength α, e.g. 0.2

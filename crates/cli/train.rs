@@ -28,11 +28,12 @@ const RUNS: &str = "runs";
 Examples:
   zoo train --model lenet5 --dataset shapes
   zoo train --model resnet18 --dataset cifar10 --epochs 30 --out runs/my-resnet
-  zoo train --model squeezenet1_0 --pretrained --dataset folder --data-dir photos --freeze backbone
+  zoo train --model squeezenet1_0 --pretrained --dataset folder --data-dir photos
   zoo train --resume runs/my-resnet
 
 What is not given comes from the model's recipe for the data set, then from the defaults.
-The run prints all of it, and saves it as config.toml.")]
+How a run is optimised that starts from --weights or --pretrained, and does not say, is
+decided by the weights and the data. The run prints all of it, and saves it as config.toml.")]
 pub(crate) struct Args {
     #[command(flatten)]
     settings: Settings,

@@ -3,6 +3,7 @@
 mod bad_input;
 mod classes;
 mod command;
+mod fine_tuning;
 mod inspect;
 #[cfg(unix)]
 mod ranks;

@@ -1,11 +1,15 @@
 //! The images of a run.
 
+use crate::evaluate::measure;
 use crate::input::Input;
 use crate::start::Start;
 use crate::{Error, Result, TrainConfig};
 use candle_core::{DType, Device};
-use zoo::Spec;
-use zoo_data::{Augment, Dataset, Interpolation, Loader, LoaderConfig, Meta, Mix, Preprocess, Share, Split};
+use std::ops::ControlFlow;
+use zoo::{Model, Spec};
+use zoo_data::{
+    Augment, Dataset, Interpolation, Loader, LoaderConfig, Meta, Mix, Preprocess, Share, Split, View,
+};
 use zoo_ops::FeatureMap;
 
 /// The seed that draws the set `shapes` and decides which images a limit or a held-out share takes. It is the
@@ -59,6 +63,24 @@ impl TrainData {
             )));
         }
         Ok((Loader::new(self.train.clone(), train)?, Loader::new(own, val)?))
+    }
+
+    /// Which share of training images a network recognises before it is trained, of 512 at most.
+    pub(crate) fn recognised(
+        &self,
+        config: &TrainConfig,
+        model: &Model,
+        input: &Input,
+        device: &Device,
+    ) -> Result<f64> {
+        const IMAGES: usize = 512;
+        const BATCH: usize = 32;
+        let config = LoaderConfig { batch_size: BATCH, ..plain(config) };
+        let loader = Loader::new(self.train.limit(IMAGES, DATA_SEED), config)?;
+        let place = (DType::F32, device);
+        let go_on = |_| ControlFlow::Continue(());
+        let found = measure(model, (&loader, None), input, &[View::PLAIN], place, device.is_cuda(), go_on)?;
+        Ok(found.map_or(0.0, |found| found.top1 as f64 / found.n.max(1) as f64))
     }
 
     /// The first training images as they are evaluated, for the initial values that depend on images: as many as have

@@ -41,7 +41,7 @@ pub(crate) fn is_constant(name: &str, frozen: &BTreeSet<String>) -> bool {
 }
 
 /// Whether a parameter belongs to a module.
-fn is_in(name: &str, module: &str) -> bool {
+pub(crate) fn is_in(name: &str, module: &str) -> bool {
     name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))
 }
 

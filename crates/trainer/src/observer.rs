@@ -1,6 +1,6 @@
 //! What a run reports while it goes on, and at its end.
 
-use crate::TrainConfig;
+use crate::{FineTuning, TrainConfig};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use zoo::weights::{Adapted, Translated};
@@ -42,6 +42,8 @@ pub struct RunInfo<'a> {
     pub adapted: Option<&'a Adapted>,
     /// Whose names the weights had, where these were not the zoo's.
     pub translated: Option<Translated>,
+    /// Defaults that were decided because the run starts from weights; `None` in a run that goes on.
+    pub fine_tuning: Option<&'a FineTuning>,
     /// Processes that train.
     pub ranks: usize,
     /// Training images.

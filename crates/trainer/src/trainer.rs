@@ -4,7 +4,8 @@ use crate::averages::AveragedWeights;
 use crate::checkpoint::{Checkpoint, CheckpointMeta, CheckpointMetrics};
 use crate::data::{TrainData, check_kind, complete};
 use crate::depth::LayerRates;
-use crate::freeze::{frozen, is_constant};
+use crate::fine_tuning::{self, Facts, FineTuning};
+use crate::freeze::{frozen, is_constant, is_in};
 use crate::input::{Input, store};
 use crate::memory::total;
 use crate::observer::{EpochRecord, Observer, RunInfo, RunSummary};
@@ -73,6 +74,8 @@ pub struct Trainer {
     frozen: BTreeSet<String>,
     adapted: Option<Adapted>,
     translated: Option<Translated>,
+    /// What was decided because the run starts from weights.
+    fine_tuning: Option<FineTuning>,
 }
 
 impl Trainer {
@@ -179,7 +182,6 @@ impl Trainer {
             config.stem = start.stem(spec, input.image_size)?;
         }
         let (rank, ranks) = (place.ranks.rank(), place.ranks.size());
-        let (train, val) = data.loaders(&config, Share { rank, ranks })?;
         let noise = Noise::new(config.seed);
         let params = Params::new(config.seed);
         let model_config = Config {
@@ -200,7 +202,6 @@ impl Trainer {
                 None
             }
         };
-        let rates = LayerRates::new(&model.trace(1, config.dtype.dtype())?, spec.head, &config);
         let (mut trained, mut changing) = (params.trainable(), params.all());
         let names: Vec<String> = trained.iter().map(|(name, _)| name.clone()).collect();
         let frozen = frozen(&names, &config.freeze, spec.head)?;
@@ -208,6 +209,22 @@ impl Trainer {
             .iter()
             .filter_map(|(name, _)| name.strip_suffix(".running_mean").map(String::from))
             .collect();
+        let new_head = adapted.as_ref().is_some_and(|adapted| adapted.num_classes.is_some());
+        let recognised = match new_head || config.undecided.is_empty() {
+            true => None,
+            false => Some(data.recognised(&config, &model, &input, &place.device)?),
+        };
+        let facts = Facts {
+            images: data.train.len(),
+            classes: model.config().num_classes,
+            ranks,
+            recognised,
+            only_head: names.iter().all(|name| frozen.contains(name) || is_in(name, spec.head)),
+            normalised: !norms.is_empty(),
+        };
+        let fine_tuning = fine_tuning::decide(&mut config, facts);
+        let (train, val) = data.loaders(&config, Share { rank, ranks })?;
+        let rates = LayerRates::new(&model.trace(1, config.dtype.dtype())?, spec.head, &config);
         trained.retain(|(name, _)| !frozen.contains(name));
         changing.retain(|(name, _)| !is_constant(name, &frozen));
         // Built again from the same parameters, of which those are constants now.
@@ -261,6 +278,7 @@ impl Trainer {
             frozen,
             adapted,
             translated,
+            fine_tuning,
         };
         if let Some(memory) = memory {
             trainer.store_images(memory)?;
@@ -301,6 +319,7 @@ impl Trainer {
             frozen: frozen.map(|(_, var)| var.elem_count()).sum(),
             adapted: self.adapted.as_ref(),
             translated: self.translated,
+            fine_tuning: self.fine_tuning.as_ref(),
             ranks: self.place.ranks.size(),
             train_images: self.train.dataset().len(),
             val_images: self.val_images,

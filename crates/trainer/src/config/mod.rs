@@ -185,6 +185,11 @@ pub struct TrainConfig {
     /// Steps between saves inside an epoch; 0 saves by time, about once a minute. Has no influence on the
     /// result.
     pub save_every: usize,
+
+    /// Keys that nobody gave in a run that starts from weights: [`Trainer::from_start`](crate::Trainer::from_start)
+    /// decides them when it knows the weights and the data. No key of a recipe itself.
+    #[serde(skip)]
+    pub undecided: Vec<&'static str>,
 }
 
 impl Default for TrainConfig {
@@ -242,6 +247,7 @@ impl Default for TrainConfig {
             threads: None,
             log_every: 0,
             save_every: 0,
+            undecided: Vec::new(),
         }
     }
 }

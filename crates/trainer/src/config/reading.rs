@@ -1,7 +1,7 @@
 //! Settings in TOML, and how those of one place go before those of another.
 
 use super::TrainConfig;
-use crate::{Error, Result, recipes};
+use crate::{Error, Result, fine_tuning, recipes};
 use std::path::Path;
 
 /// Settings that another one leaves without meaning where it is given later: weights come from one place, and a
@@ -12,6 +12,9 @@ const REPLACES: [(&str, &str); 3] =
 impl TrainConfig {
     /// The settings of a new run: `flags` before `recipe` before the recipe that comes with the model and data
     /// set before the defaults. Keys are the fields of this type; `flags` needs `model` unless `recipe` has it.
+    ///
+    /// Where the run starts from weights, how it is optimised comes from `flags` and `recipe` alone: what suits random
+    /// initial values ruins trained ones. What they leave out is in [`TrainConfig::undecided`].
     ///
     /// # Errors
     /// Names the key that is unknown, missing, of the wrong type or out of range.
@@ -26,6 +29,12 @@ impl TrainConfig {
         let default_dataset = Self::default().dataset;
         let dataset = text("dataset").unwrap_or(&default_dataset);
         let mut table = recipes::defaults(family, model, dataset)?;
+        let given = |key: &str| flags.contains_key(key) || recipe.contains_key(key);
+        let mut undecided = Vec::new();
+        if given("weights") || given("pretrained") {
+            undecided.extend(fine_tuning::KEYS.into_iter().filter(|key| !given(key)));
+            table.retain(|key, _| !fine_tuning::KEYS.contains(&key));
+        }
         for upper in [&recipe, flags] {
             scale_warmup(&mut table, upper);
             for (given, replaced) in REPLACES {
@@ -35,7 +44,7 @@ impl TrainConfig {
             }
             table.extend(upper.clone());
         }
-        Self::from_table(table, "settings")
+        Ok(Self { undecided, ..Self::from_table(table, "settings")? })
     }
 
     /// Reads settings in TOML; `origin` names the text in errors.

@@ -130,6 +130,45 @@ fn a_head_stays_for_its_own_classes_only() {
     }
 }
 
+/// The settings that a run from these weights resolves to, for whoever says nothing, in its folder too.
+fn decided(flags: &str, file: &Path, data: &TrainData, dir: &Path) -> TrainConfig {
+    let flags = format!("model = \"cifar_resnet20b\"\ndataset = \"stripes\"\nweights = {file:?}\n{flags}");
+    let config = TrainConfig::resolve(None, &flags.parse().unwrap()).unwrap();
+    let trainer = start(&config, data, dir).unwrap();
+    let config = trainer.config().clone();
+    drop(trainer);
+    // A run that goes on has them from there.
+    let dir = RunDir::open(dir).unwrap();
+    let saved = dir.config().unwrap();
+    let resumed = Trainer::resume(saved, data, dir, &Device::Cpu).unwrap();
+    assert_eq!(*resumed.config(), config);
+    config
+}
+
+/// The rate follows from what the weights know and from what is trained.
+#[test]
+fn the_defaults_are_for_the_weights_and_the_data() {
+    let folder = tiny::folder();
+    let (file, _) = pretrained(folder.path(), "cifar_resnet20b");
+    let known = folder.path().join("known");
+    let config = TrainConfig { epochs: 20, augment: Augment::None, ..tiny::config("cifar_resnet20b") };
+    tiny::finish(tiny::new_trainer(&config, &known).unwrap()).unwrap();
+    let known = known.join(RunDir::BEST);
+    let (same, other) = (tiny::data("cifar_resnet20b"), other_data(3, 7));
+    for (name, flags, file, data, rates) in [
+        ("new", "", &known, &other, (0.035, 0.1)),
+        ("kept", "", &known, &same, (0.0011, 1.0)),
+        // After one epoch the head knows next to nothing.
+        ("weak", "", &file, &same, (0.035, 0.1)),
+        ("probe", "freeze = [\"backbone\"]", &known, &other, (0.035, 1.0)),
+        ("given", "lr = 0.2", &known, &other, (0.2, 0.1)),
+    ] {
+        let config = decided(flags, file, data, &folder.path().join(name));
+        assert_eq!((config.lr, config.backbone_lr_scale), rates, "{name}");
+        assert_eq!((config.batch_size, config.clip_grad), (8, 1.0), "{name}");
+    }
+}
+
 /// The run is on ImageNet's stem because its weights are, whatever the images' size, and so are its checkpoints.
 #[test]
 fn the_stem_comes_from_the_weights() {

@@ -70,6 +70,7 @@ fn toml_and_back_is_the_identity() {
         threads: Some(2),
         log_every: 5,
         save_every: 9,
+        undecided: Vec::new(),
     };
     let published = TrainConfig {
         weights: None,
@@ -98,6 +99,41 @@ fn flags_beat_the_recipe_and_the_recipe_the_defaults() {
     // A run's own settings reproduce it.
     std::fs::write(&recipe, config.to_toml()).unwrap();
     assert_eq!(TrainConfig::resolve(Some(&recipe), &Table::new()).unwrap(), config);
+}
+
+/// A run that starts from weights takes nothing from a recipe for training from scratch that says how it is optimised,
+/// but all else; what it is given goes before what fine-tuning will decide.
+#[test]
+fn with_weights_only_what_is_given_says_how_to_optimise() {
+    let from_scratch = "model = \"cifar_resnet20\"\ndataset = \"cifar10\"";
+    let recipe = TrainConfig::resolve(None, &table(from_scratch)).unwrap();
+    assert_eq!((recipe.lr, recipe.schedule), (0.2, ScheduleKind::OneCycle));
+    assert!(recipe.undecided.is_empty());
+
+    let folder = tiny::folder();
+    let file = folder.path().join("recipe.toml");
+    std::fs::write(&file, "batch_size = 48\nweights = \"w.safetensors\"\nlr = 0.7").unwrap();
+    let config = TrainConfig::resolve(Some(&file), &table(&format!("{from_scratch}\nlr = 0.3"))).unwrap();
+    assert_eq!((config.lr, config.batch_size), (0.3, 48));
+    assert_eq!(config.schedule, TrainConfig::default().schedule);
+    let open = |key: &&str| config.undecided.contains(key);
+    assert!(
+        ["epochs", "warmup_epochs", "backbone_lr_scale", "clip_grad", "ema", "schedule"]
+            .iter()
+            .all(|k| open(&k))
+    );
+    assert!(!["lr", "batch_size", "augment", "weights", "freeze", "mean"].iter().any(|k| open(&k)));
+
+    // What belongs to the network and its images stays: LeNet-5 is not augmented, airbench94's whitening is frozen.
+    let with = |model: &str| {
+        let flags = format!("model = \"{model}\"\ndataset = \"shapes\"\npretrained = \"some\"\nema = 0.9");
+        TrainConfig::resolve(None, &table(&flags)).unwrap()
+    };
+    assert_eq!(with("lenet5").augment, Augment::None);
+    let airbench = with("airbench94");
+    assert_eq!(airbench.freeze, ["0.weight", "*.norm?.weight"]);
+    assert_eq!((airbench.norm_bias_lr_scale, airbench.lookahead, airbench.ema), (1.0, 0.0, 0.9));
+    assert_eq!(TrainConfig::from_toml(&airbench.to_toml(), "text").unwrap().undecided.len(), 0);
 }
 
 /// What is given later makes what was given before meaningless: there is one place for weights to come from, and the
