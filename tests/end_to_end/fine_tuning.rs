@@ -48,12 +48,12 @@ fn what_is_chosen_is_told_and_saved_and_gives_way() {
     let text = shell.zoo(&format!("{line} --num-classes 11 --out plain")).ok().to_string();
     let told = text.lines().find(|line| line.starts_with("fine-tuning defaults: ")).unwrap_or_default();
     for part in
-        ["16 for 300 images", "10 epochs", "rate 0.02 for a new head, without batch-norm", "0.05 for the"]
+        ["16 for 300 images", "10 epochs", "rate 0.05 for a new head, without batch-norm", "0.03 for the"]
     {
         assert!(told.contains(part), "not '{part}' in {text}");
     }
     let saved = std::fs::read_to_string(shell.path("plain/config.toml")).unwrap();
-    for line in ["lr = 0.02", "batch_size = 16", "epochs = 10", "backbone_lr_scale = 0.05", "clip_grad = 1.0"]
+    for line in ["lr = 0.05", "batch_size = 16", "epochs = 10", "backbone_lr_scale = 0.03", "clip_grad = 1.0"]
     {
         assert!(saved.lines().any(|found| found == line), "not '{line}' in {saved}");
     }

@@ -1,15 +1,11 @@
 //! The images of a run.
 
-use crate::evaluate::measure;
 use crate::input::Input;
 use crate::start::Start;
 use crate::{Error, Result, TrainConfig};
 use candle_core::{DType, Device};
-use std::ops::ControlFlow;
-use zoo::{Model, Spec};
-use zoo_data::{
-    Augment, Dataset, Interpolation, Loader, LoaderConfig, Meta, Mix, Preprocess, Share, Split, View,
-};
+use zoo::Spec;
+use zoo_data::{Augment, Dataset, Interpolation, Loader, LoaderConfig, Meta, Mix, Preprocess, Share, Split};
 use zoo_ops::FeatureMap;
 
 /// The seed that draws the set `shapes` and decides which images a limit or a held-out share takes. It is the
@@ -65,24 +61,6 @@ impl TrainData {
         Ok((Loader::new(self.train.clone(), train)?, Loader::new(own, val)?))
     }
 
-    /// Which share of training images a network recognises before it is trained, of 512 at most.
-    pub(crate) fn recognised(
-        &self,
-        config: &TrainConfig,
-        model: &Model,
-        input: &Input,
-        device: &Device,
-    ) -> Result<f64> {
-        const IMAGES: usize = 512;
-        const BATCH: usize = 32;
-        let config = LoaderConfig { batch_size: BATCH, ..plain(config) };
-        let loader = Loader::new(self.train.limit(IMAGES, DATA_SEED), config)?;
-        let place = (DType::F32, device);
-        let go_on = |_| ControlFlow::Continue(());
-        let found = measure(model, (&loader, None), input, &[View::PLAIN], place, device.is_cuda(), go_on)?;
-        Ok(found.map_or(0.0, |found| found.top1 as f64 / found.n.max(1) as f64))
-    }
-
     /// The first training images as they are evaluated, for the initial values that depend on images: as many as have
     /// the pixels of 5,000 images of 32×32.
     pub(crate) fn first_images(
@@ -104,7 +82,7 @@ impl TrainData {
 }
 
 /// Every image once, as it is evaluated.
-fn plain(config: &TrainConfig) -> LoaderConfig {
+pub(crate) fn plain(config: &TrainConfig) -> LoaderConfig {
     LoaderConfig {
         image_size: config.image_size,
         resize: config.resize,

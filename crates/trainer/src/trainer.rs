@@ -4,7 +4,7 @@ use crate::averages::AveragedWeights;
 use crate::checkpoint::{Checkpoint, CheckpointMeta, CheckpointMetrics};
 use crate::data::{TrainData, check_kind, complete};
 use crate::depth::LayerRates;
-use crate::fine_tuning::{self, Facts, FineTuning};
+use crate::fine_tuning::{self, Facts, FineTuning, Weights};
 use crate::freeze::{frozen, is_constant, is_in};
 use crate::input::{Input, store};
 use crate::memory::total;
@@ -210,15 +210,19 @@ impl Trainer {
             .filter_map(|(name, _)| name.strip_suffix(".running_mean").map(String::from))
             .collect();
         let new_head = adapted.as_ref().is_some_and(|adapted| adapted.num_classes.is_some());
-        let recognised = match new_head || config.undecided.is_empty() {
+        let weights = Weights { model: &model, params: &params, data, input: &input, device: &place.device };
+        let open = |key| config.undecided.contains(&key);
+        let recognised = match new_head || !(open("lr") || open("backbone_lr_scale")) {
             true => None,
-            false => Some(data.recognised(&config, &model, &input, &place.device)?),
+            false => Some(weights.recognised(&config)?),
         };
+        let response = if open("lr") { weights.response(&config)? } else { 0.0 };
         let facts = Facts {
             images: data.train.len(),
             classes: model.config().num_classes,
             ranks,
             recognised,
+            response,
             only_head: names.iter().all(|name| frozen.contains(name) || is_in(name, spec.head)),
             normalised: !norms.is_empty(),
         };

@@ -6,11 +6,16 @@
 //! - A new head starts at random behind layers that are good already: it has a rate ten times theirs and more. So has one
 //!   that does not know the training images, such as that of other classes which are as many. A head that knows
 //!   them has little to learn, and all layers have a low rate.
-//! - Networks without batch-norm have lower rates than those with it, of whose weights only the direction matters.
-//! - Gradients are clipped to a norm of 1, which bounds how far a step goes. Those of networks without batch-norm can
-//!   be hundreds of times as long as others, because their features are: SqueezeNet's have a norm of 370 and more, those of
-//!   a CIFAR ResNet one of 7. A few whole steps along them end in a ReLU that gives zero for every image, for good.
+//! - The rate of the head is lower where its features are large, because a step of a weight changes the logits by as
+//!   much as they are: SqueezeNet's have a norm of hundreds, those of a CIFAR ResNet one of 7.
+//! - The layers before it have a lower rate still where no batch-norm makes the size of their weights meaningless.
+//! - Gradients are clipped to a norm of 1, which bounds how far a step goes. Without batch-norm they can be hundreds of
+//!   times as long, and a few whole steps along them end in a ReLU that gives zero for every image, for good.
 //! - Batches are small and epochs more where images are few, so that there are steps enough.
+
+mod measured;
+
+pub(crate) use measured::Weights;
 
 use crate::TrainConfig;
 use std::fmt;
@@ -41,11 +46,14 @@ pub(crate) const KEYS: [&str; 21] = [
     "norm_bias_lr_scale",
 ];
 
-/// With and without batch-norm: the rate of a head that has to learn, for [`IMAGES`] per step, and what it is multiplied
-/// by for the trained layers before it.
-const RATES: [(f64, f64); 2] = [(0.05, 0.1), (0.02, 0.05)];
+/// The lowest and the highest rate of a head that has to learn, for [`IMAGES`] per step.
+const LR: (f64, f64) = (0.005, 0.05);
+/// What that rate times the response of the logits ([`Weights::response`]) is in between.
+const LR_RESPONSE: f64 = 4.0;
+/// What the head's rate is multiplied by for the trained layers before it, with batch-norm and without.
+const BACKBONE: [f64; 2] = [0.1, 0.03];
 /// That of all layers, where the head has little to learn, is so much of it.
-const KEPT: f64 = 0.03;
+const KEPT: f64 = 0.01;
 /// Images of a step that these are for. The rate grows with the root of their number, as the noise of a gradient falls.
 const IMAGES: f64 = 16.0;
 /// Optimizer steps that a run has at least, if [`EPOCHS`] are enough for it.
@@ -76,6 +84,8 @@ pub(crate) struct Facts {
     pub(crate) ranks: usize,
     /// The share of the training images that the weights know as they are; `None` with a new head.
     pub(crate) recognised: Option<f64>,
+    /// How far its logits go with the weights of the head.
+    pub(crate) response: f64,
     /// Whether only the head is trained.
     pub(crate) only_head: bool,
     /// Whether the network has batch-norms.
@@ -89,15 +99,11 @@ impl Facts {
         self.recognised.is_none_or(|share| share < f64::midpoint(chance, 1.0))
     }
 
-    /// Of [`RATES`] those that are for this network.
-    fn rates(self) -> (f64, f64) {
-        RATES[usize::from(!self.normalised)]
-    }
-
     /// The highest learning rate of the head for steps of so many images, to two digits.
     fn rate(self, images: usize) -> f64 {
-        let exact =
-            self.rates().0 * if self.head_learns() { 1.0 } else { KEPT } * (images as f64 / IMAGES).sqrt();
+        // Not `clamp`, which would give back a response that is not a number.
+        let head = (LR_RESPONSE / self.response).max(LR.0).min(LR.1);
+        let exact = head * if self.head_learns() { 1.0 } else { KEPT } * (images as f64 / IMAGES).sqrt();
         format!("{exact:.1e}").parse().unwrap_or(exact)
     }
 
@@ -111,7 +117,11 @@ impl Facts {
             }
             Some(share) => format!("weights that know {:.0} % of the images", 100.0 * share),
         };
-        format!("{head}, {norm} batch-norm")
+        let size = match self.response > LR_RESPONSE / LR.1 {
+            true => format!(" on features of size {:.0}", self.response),
+            false => String::new(),
+        };
+        format!("{head}{size}, {norm} batch-norm")
     }
 }
 
@@ -148,7 +158,7 @@ pub(crate) fn decide(config: &mut TrainConfig, facts: Facts) -> Option<FineTunin
         chosen.push(format!("rate {} for {}", config.lr, facts.why()));
     }
     if open("backbone_lr_scale") && facts.head_learns() && !facts.only_head {
-        config.backbone_lr_scale = facts.rates().1;
+        config.backbone_lr_scale = BACKBONE[usize::from(!facts.normalised)];
         chosen.push(format!("times {} for the trained layers before it", config.backbone_lr_scale));
     }
     if open("clip_grad") {
@@ -201,11 +211,17 @@ mod tests {
     fn a_head_that_has_to_learn_has_a_high_rate() {
         assert_eq!(rates(FACTS), (0.05, 0.1));
         assert_eq!(rates(Facts { only_head: true, ..FACTS }), (0.05, 1.0));
-        assert_eq!(rates(Facts { normalised: false, ..FACTS }), (0.02, 0.05));
+        assert_eq!(rates(Facts { normalised: false, ..FACTS }), (0.05, 0.03));
+        // What a step of a weight does to the logits is as large as their features.
+        assert_eq!(rates(Facts { response: 400.0, ..FACTS }), (0.01, 0.1));
+        assert_eq!(rates(Facts { response: 0.0, ..FACTS }), (0.05, 0.1));
+        // After a few steps running statistics, and with them features, can be anything.
+        assert_eq!(rates(Facts { response: 2e5, ..FACTS }), (0.005, 0.1));
+        assert_eq!(rates(Facts { response: f64::NAN, ..FACTS }), (0.005, 0.1));
         // Of two classes three quarters are half of what can be known.
         assert_eq!(rates(Facts { recognised: Some(0.74), ..FACTS }), (0.05, 0.1));
-        assert_eq!(rates(Facts { recognised: Some(0.76), ..FACTS }), (0.0015, 1.0));
-        assert_eq!(rates(Facts { recognised: Some(0.56), classes: 10, ..FACTS }), (0.0015, 1.0));
+        assert_eq!(rates(Facts { recognised: Some(0.76), ..FACTS }), (0.0005, 1.0));
+        assert_eq!(rates(Facts { recognised: Some(0.56), classes: 10, ..FACTS }), (0.0005, 1.0));
         assert_eq!(rates(Facts { recognised: Some(0.54), classes: 10, ..FACTS }), (0.05, 0.1));
     }
 
