@@ -189,8 +189,15 @@ fn batch_size(images: usize) -> usize {
 mod tests {
     use super::*;
 
-    const FACTS: Facts =
-        Facts { images: 244, classes: 2, ranks: 1, recognised: None, only_head: false, normalised: true };
+    const FACTS: Facts = Facts {
+        images: 244,
+        classes: 2,
+        ranks: 1,
+        recognised: None,
+        response: 7.0,
+        only_head: false,
+        normalised: true,
+    };
 
     /// What is decided for a run of which nobody says anything but what `given` does.
     fn decided(given: &[&str], config: TrainConfig, facts: Facts) -> (TrainConfig, String) {

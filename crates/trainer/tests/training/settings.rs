@@ -118,11 +118,9 @@ fn with_weights_only_what_is_given_says_how_to_optimise() {
     assert_eq!(config.schedule, TrainConfig::default().schedule);
     let open = |key: &&str| config.undecided.contains(key);
     assert!(
-        ["epochs", "warmup_epochs", "backbone_lr_scale", "clip_grad", "ema", "schedule"]
-            .iter()
-            .all(|k| open(&k))
+        ["epochs", "warmup_epochs", "backbone_lr_scale", "clip_grad", "ema", "schedule"].iter().all(&open)
     );
-    assert!(!["lr", "batch_size", "augment", "weights", "freeze", "mean"].iter().any(|k| open(&k)));
+    assert!(!["lr", "batch_size", "augment", "weights", "freeze", "mean"].iter().any(open));
 
     // What belongs to the network and its images stays: LeNet-5 is not augmented, airbench94's whitening is frozen.
     let with = |model: &str| {
