@@ -254,7 +254,7 @@ impl<'a> Bench<'a> {
             }
         };
         // A GPU is given work ahead of time, as in a training, which does not wait for every step either.
-        let together = if self.device.is_cuda() { STEPS_OF_GPU } else { 1 };
+        let together = if !self.device.is_cpu() { STEPS_OF_GPU } else { 1 };
         self.steps(together, printer, |_| step())
     }
 

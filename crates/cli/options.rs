@@ -196,10 +196,19 @@ fn own_cuda(local_rank: usize) -> Result<Device> {
     cuda(local_rank)
 }
 
-/// A GPU, where this build and machine have one, else the CPU.
-#[cfg(not(feature = "cuda"))]
+/// A GPU, where this build and machine have one, else the CPU; says why it is the CPU in a build for GPUs.
+#[cfg(all(feature = "metal", not(feature = "cuda")))]
 fn best_device(_: usize) -> Result<Device> {
-    Ok(metal().unwrap_or(Device::Cpu))
+    Ok(metal().unwrap_or_else(|error| {
+        eprintln!("note: computing on the CPU, because {error:#}");
+        Device::Cpu
+    }))
+}
+
+/// The CPU, as this build has nothing else.
+#[cfg(not(any(feature = "metal", feature = "cuda")))]
+fn best_device(_: usize) -> Result<Device> {
+    Ok(Device::Cpu)
 }
 
 #[cfg(feature = "cuda")]
@@ -215,9 +224,19 @@ fn cuda(_: usize) -> Result<Device> {
     )
 }
 
+/// The first GPU of a Mac. Where there is none, as in many virtual ones, candle panics.
 #[cfg(feature = "metal")]
 fn metal() -> Result<Device> {
-    Device::new_metal(0).context("the GPU cannot be used through Metal; use --device cpu")
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let opened = std::panic::catch_unwind(|| Device::new_metal(0));
+    std::panic::set_hook(hook);
+    match opened {
+        Ok(device) => {
+            device.context("the GPU cannot be used through Metal; --device cpu computes without it")
+        }
+        Err(_) => bail!("this machine has no GPU that Metal could use; --device cpu computes without one"),
+    }
 }
 
 #[cfg(not(feature = "metal"))]

@@ -26,6 +26,7 @@ pub(crate) fn pair_with_zeros(out: &mut [f32], first: &[bf16]) {
 }
 
 /// The elements of words, two of each.
+#[cfg(any(test, target_arch = "x86_64"))]
 pub(crate) fn elements(words: &[f32]) -> &[bf16] {
     #[expect(unsafe_code, reason = "the same memory as another type")]
     // SAFETY: a word is as long as two elements and aligned as they must be; every bit pattern is one of either.

@@ -1,6 +1,7 @@
 //! Matrices of floats, or of words as long, turned round.
 
 /// Side of the squares that are turned round in registers.
+#[cfg(target_arch = "x86_64")]
 const SIDE: usize = 8;
 
 /// Writes column by column a matrix whose rows are `pitch` apart: `out`, whose rows are `out_pitch` apart, has a row of
@@ -24,16 +25,7 @@ pub(crate) fn transpose(
         out[..rows].copy_from_slice(&xs[..rows]);
         return;
     }
-    let (mut whole_rows, mut whole_columns) = (0, 0);
-    #[cfg(target_arch = "x86_64")]
-    if crate::dispatch::instruction_set() >= crate::dispatch::InstructionSet::Avx2 {
-        (whole_rows, whole_columns) = (rows / SIDE * SIDE, columns / SIDE * SIDE);
-        #[expect(unsafe_code, reason = "processor instructions")]
-        // SAFETY: AVX2 is there, and the squares lie within both matrices, which the assertions hold.
-        unsafe {
-            transpose_squares(xs.as_ptr(), pitch, (whole_rows, whole_columns), out.as_mut_ptr(), out_pitch);
-        }
-    }
+    let (whole_rows, whole_columns) = transpose_whole(xs, pitch, (rows, columns), out, out_pitch);
     // What no square covers.
     for row in 0..rows {
         let from = if row < whole_rows { whole_columns } else { 0 };
@@ -41,6 +33,33 @@ pub(crate) fn transpose(
             out[column * out_pitch + row] = xs[row * pitch + column];
         }
     }
+}
+
+/// As much of a matrix as its processor turns round in registers: rows and columns.
+#[cfg(target_arch = "x86_64")]
+fn transpose_whole(
+    xs: &[f32],
+    pitch: usize,
+    (rows, columns): (usize, usize),
+    out: &mut [f32],
+    out_pitch: usize,
+) -> (usize, usize) {
+    if crate::dispatch::instruction_set() < crate::dispatch::InstructionSet::Avx2 {
+        return (0, 0);
+    }
+    let whole = (rows / SIDE * SIDE, columns / SIDE * SIDE);
+    #[expect(unsafe_code, reason = "processor instructions")]
+    // SAFETY: AVX2 is there, and the squares lie within both matrices, as the caller has asserted.
+    unsafe {
+        transpose_squares(xs.as_ptr(), pitch, whole, out.as_mut_ptr(), out_pitch);
+    }
+    whole
+}
+
+/// The same where no processor's registers are used.
+#[cfg(not(target_arch = "x86_64"))]
+fn transpose_whole(_: &[f32], _: usize, _: (usize, usize), _: &mut [f32], _: usize) -> (usize, usize) {
+    (0, 0)
 }
 
 /// A matrix of whole squares.

@@ -47,7 +47,7 @@ pub fn evaluate(
     progress: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<EvalReport>> {
     let start = Instant::now();
-    let metrics = measure(model, (loader, None), input, views, place, place.1.is_cuda(), progress)?;
+    let metrics = measure(model, (loader, None), input, views, place, !place.1.is_cpu(), progress)?;
     Ok(metrics.map(|metrics| EvalReport::new(&metrics, start, &loader.dataset().meta().classes)))
 }
 

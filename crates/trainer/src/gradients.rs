@@ -1,7 +1,7 @@
 //! The gradients of one optimizer step.
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, Result, Storage, Tensor, Var};
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, Var};
 use zoo_ops::parallel_map;
 
 /// A gradient for each of a list of parameters, in the list's order; `None` where the loss does not depend on
@@ -85,7 +85,7 @@ impl Gradients {
     /// # Errors
     /// If the device cannot compute.
     pub fn clip(&mut self, max_norm: f64) -> Result<()> {
-        if self.0.iter().flatten().any(|gradient| gradient.device().is_cuda()) {
+        if self.0.iter().flatten().any(|gradient| !gradient.device().is_cpu()) {
             return self.clip_unread(max_norm);
         }
         let factor = max_norm / (self.norm()? + CLIP_EPSILON);
@@ -123,7 +123,8 @@ impl Gradients {
 }
 
 fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
-    let tensor = tensor.contiguous()?;
+    // Not every device has f64.
+    let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
     if let (Storage::Cpu(CpuStorage::F32(all)), layout) = (&*tensor.storage_and_layout().0, tensor.layout())
         && let Some((start, end)) = layout.contiguous_offsets()
     {
@@ -137,7 +138,6 @@ fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     #[test]
     fn clipping_without_reading_the_norm_is_the_same() -> Result<()> {

@@ -256,7 +256,7 @@ impl Trainer {
         let progress = Progress::start(&data.train, ranks);
         let saves = SaveClock::new(config.save_every as u64);
         // Ranks tell one another of each step.
-        let reads_late = place.device.is_cuda() && !place.is_shared();
+        let reads_late = !place.device.is_cpu() && !place.is_shared();
         let memory = total(&place.device);
         let mut trainer = Self {
             config,

@@ -3,7 +3,7 @@
 use super::{BatchNorm, Statistics, affine};
 use crate::activation::{self, Activation};
 use crate::ranks::{differentiable_sum, synchronised};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 /// The result, and with `train` the batch's statistics.
 pub(super) fn batch_norm(
@@ -19,7 +19,8 @@ pub(super) fn batch_norm(
     let rows = xs.reshape(((), c))?.to_dtype(compute)?;
     let mut count = rows.dim(0)? as f64;
     let (mean, var) = if let (true, Some(ranks)) = (train, synchronised()) {
-        count = ranks.sum(&Tensor::new(&[count], xs.device())?)?.get(0)?.to_scalar()?;
+        // Not every device has f64, and f32 does not count so far.
+        count = ranks.sum(&Tensor::new(&[count], &Device::Cpu)?)?.get(0)?.to_scalar()?;
         let mean_of = |xs: &Tensor| differentiable_sum(&ranks, &xs.sum_keepdim(0)?)?.affine(1.0 / count, 0.0);
         let mean = mean_of(&rows)?;
         let var = mean_of(&rows.broadcast_sub(&mean)?.sqr()?)?;

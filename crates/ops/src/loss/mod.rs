@@ -119,6 +119,9 @@ pub fn score(loss: &Tensor, logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
     if path(logits.device(), DType::F32) == Path::Cuda {
         return cuda::score(&loss, &logits, labels);
     }
+    if !logits.device().is_cpu() {
+        return unread_score(&loss, &logits, labels);
+    }
     let values = logits.flatten_all()?.to_vec1::<f32>()?;
     let hit = |&(row, &label): &(&[f32], &u32)| {
         let target = row[label as usize];
@@ -129,6 +132,25 @@ pub fn score(loss: &Tensor, logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
     };
     let hits = values.chunks_exact(classes.max(1)).zip(labels).filter(hit).count();
     Tensor::new(&[loss.to_scalar::<f32>()?, hits as f32], logits.device())
+}
+
+/// [`score`] in candle's own operations, of which none waits for the device: a row is a hit where its label wins against
+/// every class, itself among them, which a NaN never does.
+fn unread_score(loss: &Tensor, logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
+    let (n, classes) = logits.dims2()?;
+    let device = logits.device();
+    let count = |mask: Tensor| mask.to_dtype(DType::F32);
+    let (loss, logits) = (loss.detach(), logits.detach().contiguous()?);
+    let labels = Tensor::new(labels, device)?.reshape((n, 1))?;
+    let target = logits.gather(&labels, 1)?;
+    let numbers: Vec<f32> = (0..classes).map(|class| class as f32).collect();
+    let numbers = Tensor::from_vec(numbers, (1, classes), device)?;
+    let from_label_on = count(numbers.broadcast_ge(&count(labels)?)?)?;
+    let lower = count(logits.broadcast_lt(&target)?)?;
+    let equal = (count(logits.broadcast_eq(&target)?)? * from_label_on)?;
+    let wins = (lower + equal)?.sum_keepdim(1)?;
+    let hits = count(wins.eq(classes as f64)?)?.sum_all()?;
+    Tensor::cat(&[loss.reshape(1)?, hits.reshape(1)?], 0)
 }
 
 /// Mean squared error over all elements.
@@ -163,11 +185,12 @@ mod tests {
         let right: Vec<u32> = rows.iter().map(highest).collect();
         let logits = Tensor::new(rows.concat(), &Device::Cpu)?.reshape((n, classes))?;
         let loss = Tensor::new(0.25f32, &Device::Cpu)?;
-        let scores = |labels: &[u32]| -> Result<[Vec<f32>; 2]> {
+        let scores = |labels: &[u32]| -> Result<[Vec<f32>; 3]> {
             let own = score(&loss, &logits, labels)?.to_vec1()?;
-            Ok([own, with_gpu_on_cpu(|| score(&loss, &logits, labels))?.to_vec1()?])
+            let of_candle = unread_score(&loss, &logits, labels)?.to_vec1()?;
+            Ok([own, of_candle, with_gpu_on_cpu(|| score(&loss, &logits, labels))?.to_vec1()?])
         };
-        assert_eq!(scores(&right)?, [[0.25, 39.0], [0.25, 39.0]]);
+        assert_eq!(scores(&right)?, [[0.25, 39.0]; 3]);
         // Where another class of the same logit comes first, it is no hit.
         let last = |row: &&[f32]| {
             let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -176,7 +199,7 @@ mod tests {
         let later: Vec<u32> = rows.iter().map(last).collect();
         let alone = later.iter().zip(&right).filter(|(a, b)| a == b).count() - 1;
         assert!(alone < 39);
-        assert_eq!(scores(&later)?, [[0.25, alone as f32], [0.25, alone as f32]]);
+        assert_eq!(scores(&later)?, [[0.25, alone as f32]; 3]);
         assert!(score(&loss, &logits, &[300; 40]).is_err() && score(&loss, &logits, &[0; 39]).is_err());
         Ok(())
     }

@@ -110,6 +110,7 @@ struct Tile<'a> {
     next_step: usize,
     /// Elements in bf16 where they are `rounded`.
     out: *mut f32,
+    #[cfg(target_arch = "x86_64")]
     rounded: bool,
     stride: usize,
     columns: usize,
@@ -220,6 +221,7 @@ pub(super) fn multiply<T: Element>(left: Left<'_>, right: Right<'_>, out: Out<'_
             next,
             next_step,
             out: out.data[out_at..].as_mut_ptr().cast(),
+            #[cfg(target_arch = "x86_64")]
             rounded,
             stride: out.stride,
             columns: out.columns,
