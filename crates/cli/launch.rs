@@ -77,6 +77,8 @@ fn start(n: usize) -> Result<Processes> {
         command.env("RANK", &rank_name).env("LOCAL_RANK", &rank_name);
         command.env("WORLD_SIZE", n.to_string()).env("LOCAL_WORLD_SIZE", n.to_string());
         command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", &port);
+        // Of a torchrun that has started this process: its store is not at that port.
+        command.env_remove("TORCHELASTIC_USE_AGENT_STORE");
         if rank > 0 {
             command.stdin(Stdio::null()).stdout(Stdio::null());
         }

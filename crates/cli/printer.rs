@@ -121,7 +121,7 @@ impl Printer {
     }
 
     fn stderr(&self, text: &str) {
-        // If stderr is gone there is nowhere left to say so.
-        let _ = writeln!(std::io::stderr().lock(), "{text}");
+        // In one piece: other ranks may write to the same place. If stderr is gone there is nowhere left to say so.
+        let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
     }
 }

@@ -114,6 +114,7 @@ pub(crate) fn run(args: &Args, common: &Common, printer: &Printer) -> Result<Exi
 fn new(args: &Args, flags: &toml::Table, common: &Common, place: &Place, printer: &Printer) -> Result<Ready> {
     let mut config = TrainConfig::resolve(args.recipe.as_deref(), flags)?;
     apply(&config, common, &place.device)?;
+    place.compare_settings(&config, false)?;
     // Before the data, whose download may take minutes.
     let dir = match &args.out {
         out if !place.is_first() => RunDir::of_first_rank(out.as_deref().unwrap_or(Path::new(RUNS))),
@@ -148,6 +149,7 @@ fn resumed(dir: Option<&Path>, flags: toml::Table, common: &Common, place: &Plac
     settings.extend(flags);
     let config = TrainConfig::from_toml(&settings.to_string(), "the command line")?;
     apply(&config, common, &place.device)?;
+    place.compare_settings(&config, true)?;
     let data = TrainData::open(&config)?;
     let example = example(&data.val);
     Ok(Ready { trainer: Trainer::resume(config, &data, dir, place.clone())?, example })

@@ -28,6 +28,7 @@ mod dataset;
 mod decode;
 mod digest;
 mod error;
+mod fingerprint;
 mod folder;
 mod hub;
 mod idx;

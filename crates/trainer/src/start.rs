@@ -73,6 +73,11 @@ impl Start {
         Ok(self)
     }
 
+    /// SHA-256 of the weights.
+    pub(crate) fn digest(&self) -> Result<String> {
+        Ok(self.state.sha256()?)
+    }
+
     /// The first layers that the weights have, for images of that side.
     ///
     /// # Errors

@@ -63,6 +63,12 @@ pub(crate) struct Progress {
     pub(crate) last: Option<EpochRecord>,
 }
 
+impl Progress {
+    pub(crate) fn to_toml(&self) -> String {
+        toml::to_string(self).expect("numbers always have a TOML form")
+    }
+}
+
 fn alone() -> usize {
     1
 }
@@ -104,12 +110,11 @@ pub(crate) fn save(
     let averages = averaged.into_iter().flat_map(AveragedWeights::state);
     let averages = averages.map(|(name, tensor)| (format!("{AVERAGE}{name}"), tensor));
     let tensors: Vec<(String, &Tensor)> = weights.chain(velocities).chain(averages).collect();
-    let progress = toml::to_string(progress).expect("numbers always have a TOML form");
     let metadata = BTreeMap::from([
         ("format_version".to_string(), FORMAT.to_string()),
         ("config".to_string(), config.to_toml()),
         // TOML, because its floats survive the way to text and back bit for bit.
-        ("progress".to_string(), progress),
+        ("progress".to_string(), progress.to_toml()),
     ]);
     Ok(weights::write_safetensors(&dir.file(RunDir::STATE), tensors, &metadata)?)
 }
@@ -208,6 +213,11 @@ impl Saved {
     /// The first setting that decides the weights and was another one when the state was saved: (key, was, is).
     pub(crate) fn conflict(&self, config: &TrainConfig) -> Option<(String, String, String)> {
         self.config.conflict(config)
+    }
+
+    /// SHA-256 of all tensors.
+    pub(crate) fn digest(&self) -> candle_core::Result<String> {
+        self.tensors.sha256()
     }
 
     /// Gives variables, velocities and averages their saved values.

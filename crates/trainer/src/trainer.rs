@@ -10,11 +10,11 @@ use crate::input::{Input, store};
 use crate::memory::total;
 use crate::observer::{EpochRecord, Observer, RunInfo, RunSummary};
 use crate::optimizer::{Optimizer, Scale, SgdConfig};
-use crate::ranks::Place;
+use crate::ranks::{self, Place};
 use crate::run_dir::MetricsLog;
 use crate::schedule::Schedule;
 use crate::start::Start;
-use crate::state::{self, Progress};
+use crate::state::{self, Progress, Saved};
 use crate::train::Taken;
 use crate::{Error, Result, RunDir, TrainConfig};
 use candle_core::{Tensor, Var};
@@ -110,7 +110,7 @@ impl Trainer {
         config.validate()?;
         let place = place.into();
         let log = open_log(&dir, &place)?;
-        let mut trainer = Self::build(config, data, dir, log, place, start)?;
+        let mut trainer = Self::build(config, data, dir, log, place, start, false)?;
         trainer.place.take_from_first(&trainer.params.all())?;
         trainer.log.cut(0)?;
         if trainer.place.is_first() {
@@ -144,7 +144,8 @@ impl Trainer {
         if let Some(problem) = saved.as_ref().and_then(|saved| saved.progress.other_classes(&data.train)) {
             return Err(Error::Resume { dir: dir.path().to_path_buf(), problem });
         }
-        let mut trainer = Self::build(config, data, dir, log, place, start)?;
+        let mut trainer = Self::build(config, data, dir, log, place, start, true)?;
+        trainer.compare_states(saved.as_ref())?;
         let refuse = |problem| Err(Error::Resume { dir: trainer.dir.path().to_path_buf(), problem });
         let conflict = started_with.conflict(&trainer.config);
         if let Some((key, was, is)) =
@@ -174,12 +175,19 @@ impl Trainer {
         log: MetricsLog,
         place: Place,
         start: Option<Start>,
+        goes_on: bool,
     ) -> Result<Self> {
         let spec = zoo::find(&config.model)?;
         check_kind(&config, spec, &data.train, start.as_ref())?;
         let input = complete(&mut config, spec, data.train.meta(), start.as_ref())?;
         if let (Stem::Auto, Some(start)) = (config.stem, &start) {
             config.stem = start.stem(spec, input.image_size)?;
+        }
+        if place.is_shared() {
+            let mut same = ranks::Facts::of_settings(&config, goes_on);
+            same.add_data(data);
+            same.add_weights(start.as_ref().map(Start::digest).transpose()?.as_deref());
+            place.agree(&same)?;
         }
         let (rank, ranks) = (place.ranks.rank(), place.ranks.size());
         let noise = Noise::new(config.seed);
@@ -288,6 +296,16 @@ impl Trainer {
             trainer.store_images(memory)?;
         }
         Ok(trainer)
+    }
+
+    /// That all ranks go on from the same state.
+    fn compare_states(&self, saved: Option<&Saved>) -> Result<()> {
+        if !self.place.is_shared() {
+            return Ok(());
+        }
+        let digest = saved.map(Saved::digest).transpose()?;
+        let state = saved.map(|saved| &saved.progress).zip(digest.as_deref());
+        self.place.agree(&ranks::Facts::of_state(state))
     }
 
     /// Leaves the images with the device, of which they may take a share of so many bytes.

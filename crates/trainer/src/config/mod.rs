@@ -367,6 +367,15 @@ impl TrainConfig {
         if self.lookahead > 0.0 { Some(lookahead) } else { (self.ema > 0.0).then_some(ema) }
     }
 
+    /// The settings that all processes of a run must have, and their values as TOML has them: not where files lie, nor
+    /// those that do not touch the weights. The weights to start from are known by their content.
+    pub(crate) fn shared(&self) -> Vec<(String, String)> {
+        let table = toml::Table::try_from(self).unwrap_or_default();
+        let shared =
+            table.into_iter().filter(|(key, _)| !CHANGEABLE.contains(&key.as_str()) && key != "weights");
+        shared.map(|(key, value)| (key, value.to_string())).collect()
+    }
+
     /// The first setting that differs from `other` although a resumed run must keep it: (key, this, other).
     pub(crate) fn conflict(&self, other: &Self) -> Option<(String, String, String)> {
         let table = |config: &Self| toml::Table::try_from(config).unwrap_or_default();

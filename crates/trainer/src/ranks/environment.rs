@@ -5,6 +5,9 @@ use crate::{Error, Result};
 /// The port where the first rank waits unless `MASTER_PORT` says otherwise: PyTorch's.
 const PORT: u16 = 29500;
 
+/// Whether `torchrun` has a store at that port.
+const AGENT_STORE: &str = "TORCHELASTIC_USE_AGENT_STORE";
+
 /// One process's place among those of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
@@ -18,10 +21,14 @@ pub struct Membership {
     pub host: String,
     /// Where rank 0 waits for the others.
     pub port: u16,
+    /// Where `torchrun` has a store of its own at that port, the name of the run: under it rank 0 tells the others through
+    /// the store where it waits.
+    pub store: Option<String>,
 }
 
 impl Membership {
-    /// As `torchrun` says it (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`), or Slurm's `srun`
+    /// As `torchrun` says it (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`, and with
+    /// `TORCHELASTIC_USE_AGENT_STORE=True` that it has a store there, for the run `TORCHELASTIC_RUN_ID`), or Slurm's `srun`
     /// (`SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`, and of `SLURM_STEP_NODELIST` the first). `None` for a process
     /// that is alone.
     ///
@@ -33,7 +40,12 @@ impl Membership {
 
     fn from_variables(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>> {
         let variables = Variables(get);
+        let mut store = None;
         let (names, host) = if variables.has("WORLD_SIZE") || variables.has("RANK") {
+            // torch compares with this word, too.
+            if variables.text(AGENT_STORE).as_deref() == Some("True") {
+                store = Some(variables.text("TORCHELASTIC_RUN_ID").unwrap_or_default());
+            }
             (["RANK", "WORLD_SIZE", "LOCAL_RANK"], "127.0.0.1".to_string())
         } else if variables.has("SLURM_STEP_NUM_TASKS") {
             // A job's script, which runs once for all tasks, has SLURM_PROCID and SLURM_NTASKS as well.
@@ -59,7 +71,7 @@ impl Membership {
         let port = variables.number("MASTER_PORT")?.unwrap_or(PORT.into());
         let port = u16::try_from(port).ok().filter(|&port| port > 0);
         let port = port.ok_or_else(|| Error::Ranks("MASTER_PORT must be between 1 and 65535".into()))?;
-        Ok(Some(Self { rank, size, local_rank, host, port }))
+        Ok(Some(Self { rank, size, local_rank, host, port, store }))
     }
 }
 
@@ -120,8 +132,13 @@ mod tests {
             ("MASTER_ADDR", "node0"),
             ("MASTER_PORT", "1234"),
         ];
-        let expected = Membership { rank: 5, size: 8, local_rank: 1, host: "node0".into(), port: 1234 };
-        assert_eq!(read(&all).unwrap(), Some(expected));
+        let expected =
+            Membership { rank: 5, size: 8, local_rank: 1, host: "node0".into(), port: 1234, store: None };
+        assert_eq!(read(&all).unwrap(), Some(expected.clone()));
+        let with = |value| [&all[..], &[(AGENT_STORE, value), ("TORCHELASTIC_RUN_ID", "job")]].concat();
+        assert_eq!(read(&with("False")).unwrap(), Some(expected.clone()));
+        let expected = Membership { store: Some("job".into()), ..expected };
+        assert_eq!(read(&with("True")).unwrap(), Some(expected));
     }
 
     #[test]
@@ -132,8 +149,11 @@ mod tests {
             ("SLURM_LOCALID", "1"),
             ("SLURM_STEP_NODELIST", "gpu[03-05,9],login"),
         ];
-        let expected = Membership { rank: 3, size: 4, local_rank: 1, host: "gpu03".into(), port: PORT };
-        assert_eq!(read(&all).unwrap(), Some(expected));
+        let expected =
+            Membership { rank: 3, size: 4, local_rank: 1, host: "gpu03".into(), port: PORT, store: None };
+        assert_eq!(read(&all).unwrap(), Some(expected.clone()));
+        // What is left of a torchrun that started the job.
+        assert_eq!(read(&[&all[..], &[(AGENT_STORE, "True")]].concat()).unwrap(), Some(expected));
         let script = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_JOB_NODELIST", "gpu03")];
         assert_eq!(read(&script).unwrap(), None);
     }

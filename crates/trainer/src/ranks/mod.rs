@@ -1,18 +1,22 @@
 //! The processes of a run: how they find one another, and what they exchange.
 //!
 //! Each rank computes the gradients of its share of a batch; their sum over the ranks is the gradient of the whole, and
-//! every rank takes the same step with it. Nothing else has to be agreed on: all draw the same initial values, and
-//! the shares of a batch are cut from the same order.
+//! every rank takes the same step with it. All draw the same initial values, and the shares of a batch are cut from the
+//! same order, which they do as long as all have the same settings and data: that is compared before the first step.
 
+mod agreement;
 mod background;
 mod buckets;
 mod environment;
+mod meeting;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod tcp;
+mod torch_store;
 
+pub(crate) use agreement::Facts;
 pub(crate) use buckets::Buckets;
 pub use environment::Membership;
 
@@ -47,11 +51,13 @@ impl Place {
     /// `mpi` is there), or as the environment says (see [`Membership::from_env`]). Waits for them.
     ///
     /// # Errors
-    /// If the environment makes no sense, or one of them does not come in time.
+    /// If the environment makes no sense, one of them does not come in time, or runs another version of this program or
+    /// computes on a device of another kind.
     pub fn join(device: &Device) -> Result<Self> {
         let timeout = timeout()?;
         #[cfg(feature = "mpi")]
         if let Some(ranks) = mpi::Mpi::join()? {
+            agreement::agree(&ranks, &Facts::of_program(device), true)?;
             return Ok(Self { device: device.clone(), ranks: in_background(ranks)? });
         }
         let ranks: Arc<dyn Communicator> = match Membership::from_env()? {
@@ -116,14 +122,18 @@ pub(crate) fn split(all: &Tensor, like: &[Tensor]) -> candle_core::Result<Vec<Te
 }
 
 fn connect(device: &Device, membership: &Membership, timeout: Duration) -> Result<Arc<dyn Communicator>> {
-    match device {
-        Device::Cpu => in_background(tcp::Tcp::connect(membership, timeout)?),
-        #[cfg(feature = "nccl")]
-        Device::Cuda(_) => Ok(Arc::new(nccl::Gpus::connect(device, membership, timeout)?)),
-        _ => Err(Error::Ranks(
+    if !device.is_cpu() && !(cfg!(feature = "nccl") && device.is_cuda()) {
+        return Err(Error::Ranks(
             "this build of zoo trains on one GPU only; cargo build --features nccl adds more".into(),
-        )),
+        ));
     }
+    let ranks = tcp::Tcp::connect(membership, timeout)?;
+    agreement::agree(&ranks, &Facts::of_program(device), true)?;
+    #[cfg(feature = "nccl")]
+    if device.is_cuda() {
+        return Ok(Arc::new(nccl::Gpus::join(device, ranks)?));
+    }
+    in_background(ranks)
 }
 
 fn in_background(ranks: impl Communicator + 'static) -> Result<Arc<dyn Communicator>> {

@@ -3,39 +3,82 @@
 //! For a few processes on CPUs, where a step takes long beside the exchange; what many machines need is MPI.
 
 use super::Membership;
+use super::meeting::{Endpoint, meet};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor, bail};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use zoo_ops::ranks::{Communicator, check_sum};
 
-/// What a rank says first: who it is among how many, behind a word that no other program says.
-const HELLO: [u8; 8] = *b"zoo rank";
-const PAUSE: Duration = Duration::from_millis(20);
+/// How long a rank may take to hear why a run cannot go on.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// The longest reason that is read.
+const MAX_REASON: u64 = 1 << 16;
 
 #[derive(Debug)]
 pub(super) struct Tcp {
     rank: usize,
     size: usize,
     timeout: Duration,
+    links: Mutex<Links>,
+}
+
+#[derive(Debug)]
+struct Links {
     /// Of the first rank those to all others in their order; of another one that to the first.
-    peers: Mutex<Vec<TcpStream>>,
+    peers: Vec<TcpStream>,
+    /// Exchanges so far.
+    exchanges: u64,
+}
+
+/// What goes before the values of an exchange, so that ranks which do not do the same notice it and add nothing up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    /// Bytes of a value, or [`Header::FAILURE`].
+    width: u64,
+    /// Which exchange this is, from 0.
+    number: u64,
+    /// Bytes that follow.
+    length: u64,
+}
+
+impl Header {
+    const BYTES: usize = 24;
+    /// In place of a width: what follows is why the run cannot go on.
+    const FAILURE: u64 = u64::MAX;
+
+    fn to_bytes(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        let numbers = [self.width, self.number, self.length].map(u64::to_le_bytes);
+        bytes.copy_from_slice(numbers.as_flattened());
+        bytes
+    }
+
+    fn read(from: &mut impl Read) -> std::io::Result<Self> {
+        let mut bytes = [[0; 8]; Self::BYTES / 8];
+        from.read_exact(bytes.as_flattened_mut())?;
+        let [width, number, length] = bytes.map(u64::from_le_bytes);
+        Ok(Self { width, number, length })
+    }
 }
 
 impl Tcp {
     /// Meets the other ranks.
     pub(super) fn connect(membership: &Membership, timeout: Duration) -> Result<Self> {
         let &Membership { rank, size, ref host, port, .. } = membership;
-        let peers = if rank == 0 { wait(size, port, timeout)? } else { vec![call(membership, timeout)?] };
-        let failed = |error| Error::Ranks(format!("cannot prepare the connection to {host}:{port}: {error}"));
+        let peers = meet(membership, timeout)?;
+        let failed = |error| {
+            let at = Endpoint(host, port);
+            Error::Ranks(format!("cannot prepare the connection to {at}: {error}"))
+        };
         for peer in &peers {
             let ready = peer.set_nodelay(true).and_then(|()| peer.set_nonblocking(false));
             let ready = ready.and_then(|()| peer.set_read_timeout(Some(timeout)));
             ready.and_then(|()| peer.set_write_timeout(Some(timeout))).map_err(failed)?;
         }
-        Ok(Self { rank, size, timeout, peers: Mutex::new(peers) })
+        Ok(Self { rank, size, timeout, links: Mutex::new(Links { peers, exchanges: 0 }) })
     }
 
     /// What to say of a connection that failed.
@@ -54,24 +97,90 @@ impl Tcp {
         })
     }
 
-    /// Sums values of eight or four bytes, which `add` adds up.
-    fn exchange(&self, own: &mut [u8], add: impl Fn(&mut [u8], &[u8])) -> candle_core::Result<()> {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Sums values of `width` bytes, which `add` adds up.
+    fn exchange(
+        &self,
+        width: usize,
+        values: impl Iterator<Item = u8>,
+        add: impl Fn(&mut [u8], &[u8]),
+    ) -> candle_core::Result<Vec<u8>> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let Links { peers, exchanges } = &mut *links;
+        let mut own = vec![0; Header::BYTES];
+        own.extend(values);
+        let length = (own.len() - Header::BYTES) as u64;
+        let header = Header { width: width as u64, number: *exchanges, length };
+        *exchanges += 1;
+        own[..Header::BYTES].copy_from_slice(&header.to_bytes());
         if self.rank > 0 {
             let peer = &mut peers[0];
-            let exchanged = peer.write_all(own).and_then(|()| peer.read_exact(own));
-            return exchanged.map_err(|error| self.lost(0, &error));
+            let sent = peer.write_all(&own).and_then(|()| Header::read(peer));
+            let answer = sent.map_err(|error| self.lost(0, &error))?;
+            if answer.width == Header::FAILURE {
+                return Err(candle_core::Error::Msg(
+                    reason(peer, answer.length).map_err(|error| self.lost(0, &error))?,
+                ));
+            }
+            if answer != header {
+                bail!("{}", self.out_of_step(self.rank, header, answer));
+            }
+            own.drain(..Header::BYTES);
+            peer.read_exact(&mut own).map_err(|error| self.lost(0, &error))?;
+            return Ok(own);
         }
-        let mut theirs = vec![0; own.len()];
+        let mut theirs = vec![0; length as usize];
+        for i in 0..peers.len() {
+            let found = Header::read(&mut peers[i]).map_err(|error| self.lost(i, &error))?;
+            if found != header {
+                let reason = self.out_of_step(i + 1, found, header);
+                dismiss(peers, i, found.length, &reason);
+                bail!("{reason}");
+            }
+            peers[i].read_exact(&mut theirs).map_err(|error| self.lost(i, &error))?;
+            add(&mut own[Header::BYTES..], &theirs);
+        }
         for (i, peer) in peers.iter_mut().enumerate() {
-            peer.read_exact(&mut theirs).map_err(|error| self.lost(i, &error))?;
-            add(own, &theirs);
+            peer.write_all(&own).map_err(|error| self.lost(i, &error))?;
         }
-        for (i, peer) in peers.iter_mut().enumerate() {
-            peer.write_all(own).map_err(|error| self.lost(i, &error))?;
-        }
-        Ok(())
+        own.drain(..Header::BYTES);
+        Ok(own)
     }
+
+    fn out_of_step(&self, rank: usize, theirs: Header, first: Header) -> String {
+        let at = |header: Header| format!("at exchange {} with {} bytes", header.number, header.length);
+        format!(
+            "rank {rank} of {} is {}, rank 0 {}: they do not do the same; all ranks need the same program, settings \
+             and data",
+            self.size,
+            at(theirs),
+            at(first)
+        )
+    }
+}
+
+/// Tells all ranks why the run cannot go on: those before `peer` have been heard, that one has `unread` bytes to say.
+/// What they have sent is taken first, because a connection that is closed over it loses what was sent the other way.
+fn dismiss(peers: &mut [TcpStream], peer: usize, unread: u64, reason: &str) {
+    let header = Header { width: Header::FAILURE, number: 0, length: reason.len() as u64 };
+    for (i, stream) in peers.iter_mut().enumerate() {
+        // Best effort: who does not hear it hears that this rank has ended.
+        let _ =
+            stream.set_read_timeout(Some(FAREWELL)).and_then(|()| stream.set_write_timeout(Some(FAREWELL)));
+        let unread = match i.cmp(&peer) {
+            std::cmp::Ordering::Less => 0,
+            std::cmp::Ordering::Equal => unread,
+            std::cmp::Ordering::Greater => Header::read(stream).map_or(0, |header| header.length),
+        };
+        let _ = std::io::copy(&mut stream.take(unread), &mut std::io::sink());
+        let _ = stream.write_all(&[&header.to_bytes(), reason.as_bytes()].concat());
+    }
+}
+
+/// Why the first rank says that the run cannot go on.
+fn reason(peer: &mut TcpStream, length: u64) -> std::io::Result<String> {
+    let mut text = Vec::new();
+    peer.take(length.min(MAX_REASON)).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 impl Communicator for Tcp {
@@ -88,9 +197,9 @@ impl Communicator for Tcp {
             ($type:ty) => {{
                 const BYTES: usize = size_of::<$type>();
                 let values = xs.to_vec1::<$type>()?;
-                let mut bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
                 let value = |bytes: &[u8; BYTES]| <$type>::from_le_bytes(*bytes);
-                self.exchange(&mut bytes, |sum, terms| {
+                let values = values.iter().flat_map(|value| value.to_le_bytes());
+                let bytes = self.exchange(BYTES, values, |sum, terms| {
                     let (sum, terms) = (sum.as_chunks_mut::<BYTES>().0, terms.as_chunks::<BYTES>().0);
                     for (sum, term) in sum.iter_mut().zip(terms) {
                         *sum = (value(sum) + value(term)).to_le_bytes();
@@ -109,116 +218,11 @@ impl Communicator for Tcp {
     }
 }
 
-/// The connections of the first rank, in the order of the others.
-fn wait(size: usize, port: u16, timeout: Duration) -> Result<Vec<TcpStream>> {
-    let failed = |error| {
-        Error::Ranks(format!(
-            "rank 0 of {size} cannot listen at port {port}: {error}; MASTER_PORT names another"
-        ))
-    };
-    let listener = TcpListener::bind(("0.0.0.0", port)).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    let deadline = Instant::now() + timeout;
-    let mut peers: Vec<Option<TcpStream>> = (1..size).map(|_| None).collect();
-    while peers.iter().any(Option::is_none) {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                // What is no rank of this run is left alone.
-                if let Some((rank, stream)) = greet(stream, size) {
-                    let place = &mut peers[rank - 1];
-                    if place.is_some() {
-                        return Err(Error::Ranks(format!(
-                            "two processes say that they are rank {rank} of {size}"
-                        )));
-                    }
-                    *place = Some(stream);
-                }
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if Instant::now() > deadline {
-                    let absent = peers.iter().position(Option::is_none).unwrap_or_default() + 1;
-                    let missing = peers.iter().filter(|peer| peer.is_none()).count();
-                    return Err(Error::Ranks(format!(
-                        "rank {absent} of {size} did not come to port {port} within {} s{}; ZOO_RANK_TIMEOUT_SECONDS \
-                         lets the others wait longer",
-                        timeout.as_secs(),
-                        if missing > 1 { format!(", nor did {} others", missing - 1) } else { String::new() },
-                    )));
-                }
-                std::thread::sleep(PAUSE);
-            }
-            Err(error) => return Err(failed(error)),
-        }
-    }
-    Ok(peers.into_iter().flatten().collect())
-}
-
-/// Which rank has called.
-fn greet(mut stream: TcpStream, size: usize) -> Option<(usize, TcpStream)> {
-    let mut hello = [0; 24];
-    stream.set_nonblocking(false).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    stream.read_exact(&mut hello).ok()?;
-    let number = |at: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&hello[at..at + 8]);
-        u64::from_le_bytes(bytes)
-    };
-    let rank = usize::try_from(number(8)).ok()?;
-    let known = hello.starts_with(&HELLO) && number(16) == size as u64 && (1..size).contains(&rank);
-    known.then_some((rank, stream))
-}
-
-/// The connection of another rank to the first, which may not be there yet.
-fn call(membership: &Membership, timeout: Duration) -> Result<TcpStream> {
-    let &Membership { rank, size, ref host, port, .. } = membership;
-    let deadline = Instant::now() + timeout;
-    loop {
-        let error = match connected(host, port, timeout) {
-            Ok(mut stream) => {
-                let hello = [HELLO, (rank as u64).to_le_bytes(), (size as u64).to_le_bytes()];
-                match stream.write_all(hello.as_flattened()) {
-                    Ok(()) => return Ok(stream),
-                    Err(error) => error,
-                }
-            }
-            Err(error) => error,
-        };
-        if Instant::now() > deadline {
-            return Err(Error::Ranks(format!(
-                "rank {rank} of {size} did not find rank 0 at {host}:{port} within {} s: {error}; MASTER_ADDR and \
-                 MASTER_PORT say where it is",
-                timeout.as_secs()
-            )));
-        }
-        std::thread::sleep(PAUSE);
-    }
-}
-
-fn connected(host: &str, port: u16, timeout: Duration) -> std::io::Result<TcpStream> {
-    let mut last = std::io::Error::new(ErrorKind::NotFound, "the name has no address");
-    for address in (host, port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, timeout) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::meeting::tests::{free_port, membership};
     use super::*;
     use candle_core::Device;
-
-    fn membership(rank: usize, size: usize, port: u16) -> Membership {
-        Membership { rank, size, local_rank: rank, host: "127.0.0.1".into(), port }
-    }
-
-    /// A port that nobody listens at.
-    fn free_port() -> u16 {
-        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-    }
 
     #[test]
     fn sums_are_the_same_on_every_rank() {
@@ -257,19 +261,47 @@ mod tests {
         assert!(message.starts_with("rank 1 of 2 has ended, and rank 0 cannot go on"), "{message}");
     }
 
-    #[test]
-    fn a_rank_that_never_comes_is_not_waited_for_long() {
+    /// What three ranks hear if each does what `run` does.
+    fn three(run: impl Fn(&Tcp) -> candle_core::Result<Tensor> + Sync) -> Vec<String> {
         let port = free_port();
-        let wait = Duration::from_secs(1);
-        let message = Tcp::connect(&membership(0, 3, port), wait).unwrap_err().to_string();
-        assert!(
-            message.starts_with(&format!("rank 1 of 3 did not come to port {port} within 1 s, nor did 1 o")),
-            "{message}"
-        );
-        let message = Tcp::connect(&membership(2, 3, port), wait).unwrap_err().to_string();
-        assert!(
-            message.starts_with(&format!("rank 2 of 3 did not find rank 0 at 127.0.0.1:{port} wi")),
-            "{message}"
-        );
+        let rank = |rank: usize| {
+            let tcp = Tcp::connect(&membership(rank, 3, port), Duration::from_secs(20)).unwrap();
+            run(&tcp).unwrap_err().to_string()
+        };
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..3).map(|r| scope.spawn(move || rank(r))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn ranks_out_of_step_are_named_and_nothing_is_added_up() {
+        let zeros = |n: usize, dtype| Tensor::zeros(n, dtype, &Device::Cpu);
+        let rest = ": they do not do the same; all ranks need the same program, settings and data";
+        for odd in [1, 2] {
+            // As many values are not the same values.
+            for n in [6, 5, 500_000, 2_000_000] {
+                let said = three(|tcp| {
+                    tcp.sum(&zeros(3, DType::F64)?)?;
+                    let (n, dtype) = if tcp.rank() == odd { (n, DType::F32) } else { (3, DType::F64) };
+                    tcp.sum(&zeros(n, dtype)?)
+                });
+                let expected = format!(
+                    "rank {odd} of 3 is at exchange 1 with {} bytes, rank 0 at exchange 1 with 24 bytes{rest}",
+                    n * 4
+                );
+                assert_eq!(said, [expected.as_str(); 3]);
+            }
+        }
+        // One has added up once more.
+        let said = three(|tcp| {
+            if tcp.rank() == 2 {
+                tcp.links.lock().unwrap().exchanges += 1;
+            }
+            tcp.sum(&zeros(4, DType::F32)?)
+        });
+        let expected =
+            format!("rank 2 of 3 is at exchange 1 with 16 bytes, rank 0 at exchange 0 with 16 bytes{rest}");
+        assert_eq!(said, [expected.as_str(); 3]);
     }
 }
