@@ -8,6 +8,7 @@ mod inspect;
 #[cfg(unix)]
 mod ranks;
 mod sentences;
+mod torchrun;
 #[cfg(unix)]
 mod train_resume;
 mod use_model;

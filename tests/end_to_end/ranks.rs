@@ -148,9 +148,23 @@ fn stopped_and_resumed() {
     assert!(bytes(&shell.path("cut/last.safetensors")) == bytes(&shell.path("whole/last.safetensors")));
 }
 
-/// One process of a run, as `torchrun` would start it.
+/// One process of a run, as a launcher would start it.
 fn rank(shell: &Shell, rank: usize, port: u16, options: &str) -> Command {
+    rank_of(shell, rank, port, &rank_line(options, None))
+}
+
+/// The line of a rank with these options, one of which is replaced.
+fn rank_line(options: &str, replaced: Option<(&str, &str)>) -> String {
     let line = format!("{TRAIN} --model lenet5 --batch-size 4 --quiet --json {options}");
+    let Some((name, by)) = replaced else { return line };
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let at = words.iter().position(|word| *word == name);
+    let kept = words.iter().enumerate().filter(|(i, _)| at.is_none_or(|at| *i != at && *i != at + 1));
+    kept.map(|(_, word)| *word).chain([by]).collect::<Vec<_>>().join(" ")
+}
+
+/// One process of a run with a line of its own.
+fn rank_of(shell: &Shell, rank: usize, port: u16, line: &str) -> Command {
     let mut command = shell.command(line.split_whitespace());
     command.env("RANK", rank.to_string()).env("WORLD_SIZE", "2").env("MASTER_PORT", port.to_string());
     command.env("ZOO_RANK_TIMEOUT_SECONDS", "20").stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -230,4 +244,97 @@ fn variables_that_make_no_sense() {
         said("ZOO_RANK_TIMEOUT_SECONDS", "0"),
         "ZOO_RANK_TIMEOUT_SECONDS must be a whole number of at least 1, found \"0\""
     );
+}
+
+/// What two ranks say that are started with these lines.
+fn two_lines(shell: &Shell, first: &str, second: &str) -> [Done; 2] {
+    let port = free_port();
+    let start = |number: usize, line: &str| rank_of(shell, number, port, line).spawn().unwrap();
+    let ranks = [start(0, first), start(1, second)];
+    ranks.map(|rank| Done::from(rank.wait_with_output().unwrap()))
+}
+
+/// Both ranks end with the same line, which has these parts, well before either would tire of waiting.
+#[track_caller]
+fn both_refuse(shell: &Shell, first: &str, second: &str, parts: &[&str]) {
+    let start = Instant::now();
+    let said = two_lines(shell, first, second);
+    assert!(start.elapsed() < Duration::from_secs(18), "{:?}", start.elapsed());
+    let lines = said.each_ref().map(|done| done.error().trim_start_matches("rank 1: ").to_owned());
+    assert_eq!(lines[0], lines[1]);
+    for part in parts {
+        assert!(lines[0].contains(part), "{} has no {part:?}", lines[0]);
+    }
+}
+
+#[test]
+fn ranks_that_differ_are_refused() {
+    let shell = Shell::new();
+    for (run, seed) in [("a", 1), ("b", 2)] {
+        let line = TRAIN.replace("--seed 3", &format!("--seed {seed}"));
+        shell.zoo(&format!("{line} --model lenet5 --batch-size 8 --epochs 1 --out {run}")).ok();
+    }
+    let same = "--epochs 1 --out run";
+    for (second, parts) in [
+        (
+            "--model mlp",
+            &["rank 1 trains with model = \"mlp\"", "rank 0 with model = \"lenet5\"", "the same settings"][..],
+        ),
+        ("--lr 0.5", &["rank 1 trains with lr = 0.5", "rank 0 with lr = "]),
+        ("--seed 9", &["seed = 9", "seed = 3"]),
+        ("--dtype bf16", &["dtype = \"bf16\""]),
+        ("--limit-train 80", &["limit_train = 80", "limit_train = 69"]),
+        ("--epochs 2", &["epochs = 2", "epochs = 1"]),
+    ] {
+        let name = second.split(' ').next().unwrap();
+        both_refuse(&shell, &rank_line(same, None), &rank_line(same, Some((name, second))), parts);
+    }
+    // Other weights to start from, by their content.
+    let from = |run: &str| rank_line(&format!("{same} --weights {run}"), None);
+    both_refuse(
+        &shell,
+        &from("a"),
+        &from("b"),
+        &["rank 1 starts from weights of SHA-256", "the same weights"],
+    );
+    both_refuse(&shell, &from("a"), &rank_line(same, None), &["rank 1 starts from random weights"]);
+    // Other data of the same names and number.
+    for (folder, shade) in [("x", 10u8), ("y", 200)] {
+        for (part, n) in [("train", 8), ("val", 2)] {
+            for i in 0..n {
+                let class = if i % 2 == 0 { "dark" } else { "light" };
+                let path = shell.write(&format!("{folder}/{part}/{class}/{i}.png"), "");
+                image::RgbImage::from_pixel(8, 8, image::Rgb([shade, i * 20, 90])).save(path).unwrap();
+            }
+        }
+    }
+    let of = |folder: &str| {
+        format!(
+            "train --dataset folder --data-dir {folder} --model softmax --image-size 8 --batch-size 2 --epochs 1 --threads 1 \
+             --out run --quiet --json"
+        )
+    };
+    two_lines(&shell, &of("x"), &of("x")).iter().for_each(|done| drop(done.ok().to_owned()));
+    let other = of("y").replace("--out run", "--out other");
+    both_refuse(
+        &shell,
+        &of("x").replace("--out run", "--out other"),
+        &other,
+        &["rank 1 has ", "the same data"],
+    );
+    assert!(!shell.path("other").exists(), "nothing is left of a run that did not start");
+}
+
+#[test]
+fn ranks_that_go_on_with_different_runs_are_refused() {
+    let shell = Shell::new();
+    for (run, seed) in [("a", 1), ("b", 2)] {
+        let line = TRAIN.replace("--seed 3", &format!("--seed {seed}"));
+        let line = format!("{line} --model mlp --batch-size 8 --epochs 1 --out {run} --devices 2 --quiet");
+        shell.zoo(&line).ok();
+    }
+    let go_on = |run: &str| format!("train --resume {run} --threads 1 --quiet --json");
+    both_refuse(&shell, &go_on("a"), &go_on("b"), &["seed = 2", "seed = 1"]);
+    let new = rank_line("--epochs 1 --out c", None);
+    both_refuse(&shell, &go_on("a"), &new, &["rank 1 starts a new run", "rank 0 goes on with a run"]);
 }

@@ -368,11 +368,14 @@ impl TrainConfig {
     }
 
     /// The settings that all processes of a run must have, and their values as TOML has them: not where files lie, nor
-    /// those that do not touch the weights. The weights to start from are known by their content.
+    /// those that do not touch the weights. The weights to start from are known by their content, and what is decided by
+    /// them and the data is no setting yet.
     pub(crate) fn shared(&self) -> Vec<(String, String)> {
         let table = toml::Table::try_from(self).unwrap_or_default();
-        let shared =
-            table.into_iter().filter(|(key, _)| !CHANGEABLE.contains(&key.as_str()) && key != "weights");
+        let apart = |key: &str| {
+            CHANGEABLE.contains(&key) || key == "weights" || self.undecided.iter().any(|open| *open == key)
+        };
+        let shared = table.into_iter().filter(|(key, _)| !apart(key));
         shared.map(|(key, value)| (key, value.to_string())).collect()
     }
 

@@ -26,9 +26,10 @@ pub(crate) enum About {
     Start,
     /// The model and the data set, on which other settings depend.
     Subject,
+    /// On which settings depend, too, that nobody has given.
+    Weights,
     Setting,
     Data,
-    Weights,
     /// Of a run that goes on.
     State,
 }
