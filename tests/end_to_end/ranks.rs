@@ -299,12 +299,14 @@ fn ranks_that_differ_are_refused() {
     );
     both_refuse(&shell, &from("a"), &rank_line(same, None), &["rank 1 starts from random weights"]);
     // Other data of the same names and number.
-    for (folder, shade) in [("x", 10u8), ("y", 200)] {
+    for (folder, side) in [("x", 8u32), ("y", 9)] {
         for (part, n) in [("train", 8), ("val", 2)] {
             for i in 0..n {
                 let class = if i % 2 == 0 { "dark" } else { "light" };
                 let path = shell.write(&format!("{folder}/{part}/{class}/{i}.png"), "");
-                image::RgbImage::from_pixel(8, 8, image::Rgb([shade, i * 20, 90])).save(path).unwrap();
+                image::RgbImage::from_fn(side, 8, |x, y| image::Rgb([(x * 29 + y * 13) as u8, i * 20, 90]))
+                    .save(path)
+                    .unwrap();
             }
         }
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 impl Dataset {
     /// MD5, in 32 lower-case hexadecimal digits, of the classes, and of the label of each image in its order with what
     /// the image is: its pixels where the set is held in memory, or else the name of its file and of the folder that has
-    /// it, for reading all files would take as long as an epoch. Sentences have their words in it. Where the files lie
+    /// it, and the file's length, for reading all files would take as long as an epoch. Sentences have their words in it. Where the files lie
     /// makes no difference.
     pub fn fingerprint(&self) -> String {
         let mut hasher = Md5::new();
@@ -27,7 +27,12 @@ impl Dataset {
                     part(&[h, w, c].map(|n| n as u64).map(u64::to_le_bytes).concat());
                     part(pixels);
                 }
-                (None, Some(path)) => part(name_and_folder(path).as_bytes()),
+                (None, Some(path)) => {
+                    part(name_and_folder(path).as_bytes());
+                    // A file that is gone is said when it is read.
+                    let bytes = std::fs::metadata(path).map_or(0, |file| file.len());
+                    part(&bytes.to_le_bytes());
+                }
                 (None, None) => {}
             }
         }
