@@ -4,6 +4,18 @@ use crate::command::Shell;
 use crate::gpu::{SCHEDULES, same_in};
 use std::collections::BTreeSet;
 
+/// Those of [`NETWORKS`] that every run of the tests trains. All of them take a quarter of an hour on two cores:
+/// `check.sh all`.
+pub(crate) const QUICK: [&str; 7] = [
+    "airbench94",
+    "alexnet",
+    "cifar_resnet20",
+    "densenet_bc_100_12",
+    "efficientnet_b0",
+    "googlenet",
+    "inception_bn",
+];
+
 /// A network of each family, and what makes its steps small. The Inceptions normalise maps of one pixel,
 /// for which two images are too few: batch-norm then gives plus and minus one, whichever way rounding falls.
 pub(crate) const NETWORKS: &[(&str, &str)] = &[
@@ -40,13 +52,13 @@ pub(crate) const NETWORKS: &[(&str, &str)] = &[
     ("zfnet", "--image-size 64"),
 ];
 
-fn every_family_trains_in(dtype: &str, schedules: &[&str], tolerance: (f64, f64)) {
+fn families_train_in(quick: bool, dtype: &str, schedules: &[&str], tolerance: (f64, f64)) {
     let families: BTreeSet<String> = {
         let list = Shell::new().zoo("list --json").json();
         list.as_array().unwrap().iter().map(|model| model["family"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(families.len(), NETWORKS.len(), "a network of every family: {families:?}");
-    for (network, options) in NETWORKS {
+    for (network, options) in NETWORKS.iter().filter(|(network, _)| QUICK.contains(network) == quick) {
         let data = if *network == "textcnn" { "--data-dir reviews.tsv" } else { "--dataset shapes" };
         let batches = if options.contains("--batch-size") { "" } else { "--batch-size 2 --limit-train 4" };
         let line = format!(
@@ -58,16 +70,34 @@ fn every_family_trains_in(dtype: &str, schedules: &[&str], tolerance: (f64, f64)
 }
 
 #[test]
-fn every_family_trains_in_f32() {
-    every_family_trains_in("f32", &SCHEDULES[..2], (2e-3, 5e-2));
+fn families_train_in_f32() {
+    families_train_in(true, "f32", &SCHEDULES[..2], (2e-3, 5e-2));
 }
 
 #[test]
-fn every_family_trains_in_bf16() {
-    every_family_trains_in("bf16", &SCHEDULES[2..3], (5e-2, 3e-1));
+fn families_train_in_bf16() {
+    families_train_in(true, "bf16", &SCHEDULES[2..3], (5e-2, 3e-1));
 }
 
 #[test]
-fn every_family_trains_in_f16() {
-    every_family_trains_in("f16", &SCHEDULES[3..], (5e-2, 3e-1));
+fn families_train_in_f16() {
+    families_train_in(true, "f16", &SCHEDULES[3..], (5e-2, 3e-1));
+}
+
+#[test]
+#[ignore = "takes minutes; check.sh all"]
+fn other_families_train_in_f32() {
+    families_train_in(false, "f32", &SCHEDULES[..2], (2e-3, 5e-2));
+}
+
+#[test]
+#[ignore = "takes minutes; check.sh all"]
+fn other_families_train_in_bf16() {
+    families_train_in(false, "bf16", &SCHEDULES[2..3], (5e-2, 3e-1));
+}
+
+#[test]
+#[ignore = "takes minutes; check.sh all"]
+fn other_families_train_in_f16() {
+    families_train_in(false, "f16", &SCHEDULES[3..], (5e-2, 3e-1));
 }
