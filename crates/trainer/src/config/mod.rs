@@ -372,9 +372,8 @@ impl TrainConfig {
     /// them and the data is no setting yet.
     pub(crate) fn shared(&self) -> Vec<(String, String)> {
         let table = toml::Table::try_from(self).unwrap_or_default();
-        let apart = |key: &str| {
-            CHANGEABLE.contains(&key) || key == "weights" || self.undecided.iter().any(|open| *open == key)
-        };
+        let apart =
+            |key: &str| CHANGEABLE.contains(&key) || key == "weights" || self.undecided.contains(&key);
         let shared = table.into_iter().filter(|(key, _)| !apart(key));
         shared.map(|(key, value)| (key, value.to_string())).collect()
     }

@@ -122,7 +122,7 @@ pub(crate) fn split(all: &Tensor, like: &[Tensor]) -> candle_core::Result<Vec<Te
 }
 
 fn connect(device: &Device, membership: &Membership, timeout: Duration) -> Result<Arc<dyn Communicator>> {
-    if !device.is_cpu() && !(cfg!(feature = "nccl") && device.is_cuda()) {
+    if !(device.is_cpu() || cfg!(feature = "nccl") && device.is_cuda()) {
         return Err(Error::Ranks(
             "this build of zoo trains on one GPU only; cargo build --features nccl adds more".into(),
         ));
