@@ -24,7 +24,7 @@ FAILED=0
 judge() {
   if [ "$2" = "$3" ]; then echo "ok      $1"; else
     echo "FAILED  $1: exit code $2 instead of $3"
-    sed 's/^/        /' log | grep -a -E 'error|Error' | head -5
+    tail -n 20 log | sed 's/^/        /'
     FAILED=1
   fi
 }

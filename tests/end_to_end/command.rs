@@ -38,7 +38,14 @@ impl Shell {
     pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zoo"));
         command.args(args).current_dir(self.dir.path());
-        for variable in ["RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "LOCAL_WORLD_SIZE"] {
+        for variable in [
+            "RANK",
+            "WORLD_SIZE",
+            "SLURM_STEP_NUM_TASKS",
+            "LOCAL_WORLD_SIZE",
+            "MASTER_ADDR",
+            "TORCHELASTIC_USE_AGENT_STORE",
+        ] {
             command.env_remove(variable);
         }
         command.env_remove("RUST_BACKTRACE").env_remove("RAYON_NUM_THREADS").stdin(Stdio::null());

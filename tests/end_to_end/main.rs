@@ -7,6 +7,8 @@ mod fine_tuning;
 mod inspect;
 #[cfg(unix)]
 mod ranks;
+#[cfg(unix)]
+mod ranks_differ;
 mod sentences;
 mod torchrun;
 #[cfg(unix)]

@@ -73,8 +73,8 @@ impl Facts {
     /// Of this program, and where it computes.
     pub(super) fn of_program(device: &Device) -> Self {
         let mut facts = Self::default();
-        let version = env!("CARGO_PKG_VERSION");
-        facts.add(About::Version, "version", version, format!("zoo {version}"));
+        let version = concat!("zoo version ", env!("CARGO_PKG_VERSION"));
+        facts.add(About::Version, "version", version, version);
         let kind = match device {
             Device::Cpu => "the CPU",
             Device::Cuda(_) => "a GPU of NVIDIA",
