@@ -8,8 +8,8 @@ use std::path::Path;
 impl Dataset {
     /// MD5, in 32 lower-case hexadecimal digits, of the classes, and of the label of each image in its order with what
     /// the image is: its pixels where the set is held in memory, or else the name of its file and of the folder that has
-    /// it, and the file's length, for reading all files would take as long as an epoch. Sentences have their words in it. Where the files lie
-    /// makes no difference.
+    /// it, and the file's length, for reading all files would take as long as an epoch. Sentences have their words in it.
+    /// Where the files lie makes no difference.
     pub fn fingerprint(&self) -> String {
         let mut hasher = Md5::new();
         let mut part = |bytes: &[u8]| {

@@ -222,9 +222,9 @@ impl Trainer {
         let open = |key| config.undecided.contains(&key);
         let recognised = match new_head || !(open("lr") || open("backbone_lr_scale")) {
             true => None,
-            false => Some(weights.recognised(&config)?),
+            false => Some(place.of_first(weights.recognised(&config)?)?),
         };
-        let response = if open("lr") { weights.response(&config)? } else { 0.0 };
+        let response = if open("lr") { place.of_first(weights.response(&config)?)? } else { 0.0 };
         let facts = Facts {
             images: data.train.len(),
             classes: model.config().num_classes,

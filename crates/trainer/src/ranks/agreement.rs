@@ -273,6 +273,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_measured_is_as_the_first_has_it() {
+        let port = free_port();
+        let rank = |rank: usize| {
+            let tcp = Tcp::connect(&membership(rank, 3, port), Duration::from_secs(20)).unwrap();
+            let place = Place { device: Device::Cpu, ranks: std::sync::Arc::new(tcp) };
+            place.of_first(0.1 + rank as f64 * 1e-9).unwrap()
+        };
+        let numbers: Vec<f64> = std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..3).map(|r| scope.spawn(move || rank(r))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        assert_eq!(numbers, [0.1; 3]);
+    }
+
+    #[test]
     fn what_differs_is_said() {
         let first = settings(|_| {});
         let said = |change: fn(&mut TrainConfig)| settings(change).difference(1, &first, true);

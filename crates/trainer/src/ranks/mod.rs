@@ -86,6 +86,17 @@ impl Place {
         Ok(())
     }
 
+    /// A number that every rank has measured, as the first one has it: processors may differ in rounding, and what it
+    /// decides must be the same on all.
+    pub(crate) fn of_first(&self, number: f64) -> Result<f64> {
+        if !self.is_shared() {
+            return Ok(number);
+        }
+        let own = if self.is_first() { number } else { 0.0 };
+        let sum = self.ranks.sum(&Tensor::new(&[own], &Device::Cpu)?)?;
+        Ok(sum.to_vec1::<f64>()?[0])
+    }
+
     /// Gives variables the values that the first rank has.
     pub(crate) fn take_from_first(&self, variables: &[(String, Var)]) -> Result<()> {
         if !self.is_shared() {
