@@ -4,8 +4,8 @@ use crate::averages::AveragedWeights;
 use crate::checkpoint::{Checkpoint, CheckpointMeta, CheckpointMetrics};
 use crate::data::{TrainData, check_kind, complete};
 use crate::depth::LayerRates;
-use crate::fine_tuning::{self, Facts, FineTuning, Weights};
-use crate::freeze::{frozen, is_constant, is_in};
+use crate::fine_tuning::{self, FineTuning, Weights};
+use crate::freeze::{frozen, is_constant};
 use crate::input::{Input, store};
 use crate::memory::total;
 use crate::observer::{EpochRecord, Observer, RunInfo, RunSummary};
@@ -219,21 +219,7 @@ impl Trainer {
             .collect();
         let new_head = adapted.as_ref().is_some_and(|adapted| adapted.num_classes.is_some());
         let weights = Weights { model: &model, params: &params, data, input: &input, device: &place.device };
-        let open = |key| config.undecided.contains(&key);
-        let recognised = match new_head || !(open("lr") || open("backbone_lr_scale")) {
-            true => None,
-            false => Some(place.of_first(weights.recognised(&config)?)?),
-        };
-        let response = if open("lr") { place.of_first(weights.response(&config)?)? } else { 0.0 };
-        let facts = Facts {
-            images: data.train.len(),
-            classes: model.config().num_classes,
-            ranks,
-            recognised,
-            response,
-            only_head: names.iter().all(|name| frozen.contains(name) || is_in(name, spec.head)),
-            normalised: !norms.is_empty(),
-        };
+        let facts = weights.facts(&config, new_head, &frozen, &place)?;
         let fine_tuning = fine_tuning::decide(&mut config, facts);
         let (train, val) = data.loaders(&config, Share { rank, ranks })?;
         let rates = LayerRates::new(&model.trace(1, config.dtype.dtype())?, spec.head, &config);
